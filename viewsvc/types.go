@@ -188,6 +188,9 @@ type HistoryEntry struct {
 	Kind   Kind      `json:"kind"`
 	Reason string    `json:"reason"`
 	Time   time.Time `json:"time"` // of the leader's clock; for people
+
+	// Nodes has the node of every member, also of replicas that are gone by now.
+	Nodes map[ReplicaID]NodeID `json:"nodes,omitempty"`
 }
 
 // VolumeStatus is a volume with all that the service knows of it now.
@@ -199,6 +202,7 @@ type VolumeStatus struct {
 	News     uint64          `json:"news"`    // grows whenever Volume, View or Peers changed
 	Held     bool            `json:"held"`
 	Deleting bool            `json:"deleting"`
+	Problem  string          `json:"problem,omitempty"` // why the service makes no views for it, and what to do
 }
 
 // NodeStatus is a node as the service sees it.

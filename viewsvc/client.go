@@ -1,0 +1,355 @@
+package viewsvc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Limits of a Client.
+const (
+	defaultDialTimeout = time.Second      // a server that does not accept by then is passed over
+	defaultCallTimeout = 10 * time.Second // a call without a deadline of its own gives up on finding a leader
+	defaultPingTimeout = 3 * time.Second  // the same for a ping, which the node repeats anyway
+	answerTimeout      = 3 * time.Second  // a server that is silent for so long, beyond any hold, is passed over
+	pingAnswerTimeout  = time.Second      // the same for a ping: the next server must hear it within TDead
+	backoffMin         = 10 * time.Millisecond
+	backoffMax         = 500 * time.Millisecond
+	maxLeaderHops      = 3 // "not I, ask him" that are followed in one round
+)
+
+// ClientOptions says how to reach the view service.
+type ClientOptions struct {
+	Servers     []string      // host:port of every view server, in any order
+	DialTimeout time.Duration // 0 means 1 s
+	CallTimeout time.Duration // how long a call looks for a leader when its context has no deadline; 0 means 10 s
+	PingTimeout time.Duration // the same for Ping and Watch; 0 means 3 s
+}
+
+func (o *ClientOptions) validate() error {
+	if len(o.Servers) == 0 {
+		return fmt.Errorf("%w: no view server was given (--view HOST:PORT or $LOCKSTEP_VIEW)", ErrInvalid)
+	}
+	for _, s := range o.Servers {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			return fmt.Errorf("%w: view server %q is not HOST:PORT", ErrInvalid, s)
+		}
+	}
+	if o.DialTimeout <= 0 {
+		o.DialTimeout = defaultDialTimeout
+	}
+	if o.CallTimeout <= 0 {
+		o.CallTimeout = defaultCallTimeout
+	}
+	if o.PingTimeout <= 0 {
+		o.PingTimeout = defaultPingTimeout
+	}
+	return nil
+}
+
+// Client talks to whichever view server leads: it tries all, follows the hint of one that does not lead,
+// remembers who answered, and backs off with jitter between rounds. Every call may be repeated safely: a
+// proposal is a compare-and-swap, and a volume is created under an ID that the client chose. Its methods may
+// be called from many goroutines at once.
+type Client struct {
+	opt ClientOptions
+
+	// Pings have connections of their own, kept alive, which nothing else closes or queues on: when a node's
+	// process dies its ping connection breaks, and the service looks into it at once.
+	pings *http.Client
+	calls *http.Client
+
+	mu     sync.Mutex
+	leader string // who answered last; tried first
+}
+
+// NewClient makes a client; it connects to nobody yet.
+func NewClient(opt ClientOptions) (*Client, error) {
+	if err := opt.validate(); err != nil {
+		return nil, err
+	}
+	dialer := &net.Dialer{Timeout: opt.DialTimeout, KeepAlive: 5 * time.Second}
+	newHTTP := func() *http.Client {
+		return &http.Client{
+			// No proxy from the environment: the service is never behind one, and a lost ping costs a failover.
+			Transport: &http.Transport{
+				DialContext:         dialer.DialContext,
+				MaxIdleConnsPerHost: 2,
+				IdleConnTimeout:     time.Minute,
+				DisableCompression:  true,
+			},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	}
+	return &Client{opt: opt, pings: newHTTP(), calls: newHTTP()}, nil
+}
+
+// Close lets go of idle connections. Calls under way end by their contexts.
+func (c *Client) Close() {
+	c.pings.CloseIdleConnections()
+	c.calls.CloseIdleConnections()
+}
+
+// Ping is a node's sign of life. It returns when there is news, or after the service's PingHold. A node has one
+// ping under way at a time and sends the next as soon as it has acted on the reply. ErrForeignCluster and
+// ErrDuplicateNode mean that pinging on is useless.
+func (c *Client) Ping(ctx context.Context, req PingRequest) (PingReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.PingTimeout)
+	defer cancel()
+	var reply PingReply
+	err := c.do(ctx, c.pings, call{method: http.MethodPost, path: "/v1/ping", in: req, out: &reply, patience: pingAnswerTimeout})
+	if err != nil {
+		return PingReply{}, fmt.Errorf("ping: %w", err)
+	}
+	return reply, nil
+}
+
+// Propose asks for a view change and returns the new view. The error is a *ConflictError with the current
+// view when the proposal expected another, a *RuleError when it may never be accepted. After any other error
+// it is unknown whether the view was made: ask again, or wait for the next ping's reply.
+func (c *Client) Propose(ctx context.Context, p Proposal) (View, error) {
+	var v View
+	if err := c.call(ctx, http.MethodPost, "/v1/propose", p, &v); err != nil {
+		return View{}, fmt.Errorf("propose %s: %w", p.Kind, err)
+	}
+	return v, nil
+}
+
+// Watch returns a volume's status as soon as its News is another than news, and at the latest after WatchHold.
+// Pass 0 to get it at once.
+func (c *Client) Watch(ctx context.Context, name string, news uint64) (VolumeStatus, error) {
+	var v VolumeStatus
+	q := url.Values{"volume": {name}, "news": {strconv.FormatUint(news, 10)}}
+	ctx, cancel := context.WithTimeout(ctx, WatchHold+c.opt.PingTimeout)
+	defer cancel()
+	err := c.do(ctx, c.calls, call{method: http.MethodGet, path: "/v1/watch?" + q.Encode(), out: &v, patience: WatchHold + answerTimeout})
+	if err != nil {
+		return VolumeStatus{}, fmt.Errorf("watch volume %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// Status is everything that the service knows.
+func (c *Client) Status(ctx context.Context) (ClusterStatus, error) {
+	var s ClusterStatus
+	if err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s); err != nil {
+		return ClusterStatus{}, fmt.Errorf("status: %w", err)
+	}
+	return s, nil
+}
+
+// Views is the history of a volume, oldest first, of the last MaxHistory views.
+func (c *Client) Views(ctx context.Context, name string) ([]HistoryEntry, error) {
+	var h []HistoryEntry
+	q := url.Values{"volume": {name}}
+	if err := c.call(ctx, http.MethodGet, "/v1/views?"+q.Encode(), nil, &h); err != nil {
+		return nil, fmt.Errorf("views of volume %s: %w", name, err)
+	}
+	return h, nil
+}
+
+// CreateVolume creates a volume and returns it with its ID. Zero Sync, Copies and MinCopies get the defaults:
+// always, 2 and 1. Its first view follows when a node has made its copy; Watch shows it.
+func (c *Client) CreateVolume(ctx context.Context, v Volume) (Volume, error) {
+	if v.ID == "" {
+		v.ID = VolumeID(uuid.NewString()) // so that a repeated call creates one volume
+	}
+	var made Volume
+	if err := c.call(ctx, http.MethodPost, "/v1/volumes", v, &made); err != nil {
+		return Volume{}, fmt.Errorf("create volume %s: %w", v.Name, err)
+	}
+	return made, nil
+}
+
+// DeleteVolume deletes a volume. Its name is free at once; its copies go as their nodes hear of it.
+func (c *Client) DeleteVolume(ctx context.Context, name string) error {
+	if err := c.call(ctx, http.MethodDelete, "/v1/volumes/"+url.PathEscape(name), nil, nil); err != nil {
+		return fmt.Errorf("delete volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// Handover orders the primary to hand the volume over to its backup on node to ("" for the one that has the
+// longest log), waits until that is done and returns the new view.
+func (c *Client) Handover(ctx context.Context, name string, to NodeID) (View, error) {
+	var v View
+	err := c.operate(ctx, name, "handover", operatorRequest{Node: to}, &v, HandoverTimeout)
+	if err != nil {
+		return View{}, fmt.Errorf("hand over volume %s: %w", name, err)
+	}
+	return v, nil
+}
+
+// Resume lets a held primary serve: the operator accepts that writes may be lost which were never flushed.
+func (c *Client) Resume(ctx context.Context, name string) error {
+	if err := c.operate(ctx, name, "resume", operatorRequest{}, nil, 0); err != nil {
+		return fmt.Errorf("resume volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// Force makes node's replica the only member, whatever it holds. Acknowledged writes that it lacks are lost;
+// the view's DataLossGen records that.
+func (c *Client) Force(ctx context.Context, name string, node NodeID, reason string) (View, error) {
+	var v View
+	err := c.operate(ctx, name, "force", operatorRequest{Node: node, Reason: reason}, &v, 0)
+	if err != nil {
+		return View{}, fmt.Errorf("force volume %s: %w", name, err)
+	}
+	return v, nil
+}
+
+func (c *Client) operate(ctx context.Context, name, verb string, in operatorRequest, out any, hold time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, hold+c.opt.CallTimeout)
+	defer cancel()
+	path := "/v1/volumes/" + url.PathEscape(name) + "/" + verb
+	return c.do(ctx, c.calls, call{method: http.MethodPost, path: path, in: in, out: out, patience: hold + answerTimeout})
+}
+
+// operatorRequest is the body of the operator's orders.
+type operatorRequest struct {
+	Node   NodeID `json:"node,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.CallTimeout)
+	defer cancel()
+	return c.do(ctx, c.calls, call{method: method, path: path, in: in, out: out, patience: answerTimeout})
+}
+
+// call is one request, wherever it ends up.
+type call struct {
+	method   string
+	path     string // with the query
+	in       any
+	out      any
+	patience time.Duration // how long to wait for one server's answer
+}
+
+// do finds the leader and gives it the request, in rounds over all servers, until ctx ends.
+func (c *Client) do(ctx context.Context, hc *http.Client, req call) error {
+	var body []byte
+	if req.in != nil {
+		var err error
+		if body, err = json.Marshal(req.in); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	backoff := backoffMin
+	for {
+		last := c.round(ctx, hc, req, body)
+		if _, again := errors.AsType[*tryNextError](last); !again {
+			return last
+		}
+		// Full jitter: servers that come back are not met by all clients in the same millisecond.
+		select {
+		case <-time.After(rand.N(backoff) + time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), last)
+		}
+		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+// round asks the one who led last, then everybody, and follows hints. A *tryNextError means that nobody led.
+func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte) error {
+	c.mu.Lock()
+	leader := c.leader
+	c.mu.Unlock()
+	queue := make([]string, 0, len(c.opt.Servers)+1+maxLeaderHops)
+	if leader != "" {
+		queue = append(queue, leader)
+	}
+	for _, s := range c.opt.Servers {
+		if s != leader {
+			queue = append(queue, s)
+		}
+	}
+	var last error
+	for hops := 0; len(queue) > 0 && ctx.Err() == nil; {
+		server := queue[0]
+		queue = queue[1:]
+		err := c.ask(ctx, hc, server, req, body)
+		next, again := errors.AsType[*tryNextError](err)
+		if !again {
+			c.remember(server)
+			return err
+		}
+		if next.leader != "" && next.leader != server && hops < maxLeaderHops {
+			hops++
+			queue = append([]string{next.leader}, queue...)
+		}
+		last = err
+	}
+	c.remember("")
+	if last == nil {
+		last = &tryNextError{err: ctx.Err()}
+	}
+	return last
+}
+
+func (c *Client) remember(leader string) {
+	c.mu.Lock()
+	c.leader = leader
+	c.mu.Unlock()
+}
+
+// tryNextError says that this server could not decide the request; perhaps leader can.
+type tryNextError struct {
+	err    error
+	leader string
+}
+
+func (e *tryNextError) Error() string { return e.err.Error() }
+func (e *tryNextError) Unwrap() error { return e.err }
+
+// ask gives the request to one server.
+func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req call, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, req.patience)
+	defer cancel()
+	hr, err := http.NewRequestWithContext(ctx, req.method, "http://"+server+req.path, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	hr.Header.Set("Content-Type", "application/json")
+	resp, err := hc.Do(hr)
+	if err != nil {
+		return &tryNextError{err: fmt.Errorf("view server %s: %w", server, err)}
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
+	if err != nil || len(data) > maxReplyBytes {
+		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off or larger than %d bytes: %w", server, maxReplyBytes, err)}
+	}
+	if resp.StatusCode == http.StatusOK {
+		if req.out == nil {
+			return nil
+		}
+		if err := json.Unmarshal(data, req.out); err != nil {
+			return fmt.Errorf("%w: view server %s answers in another language: %w", ErrInternal, server, err)
+		}
+		return nil
+	}
+	var e errorBody
+	if err := json.Unmarshal(data, &e); err != nil || e.Code == "" {
+		return &tryNextError{err: fmt.Errorf("%s is no view server: HTTP status %s", server, resp.Status)}
+	}
+	err = decodeError(e)
+	if e.Code == codeNotLeader || errors.Is(err, ErrNoLeader) {
+		return &tryNextError{err: fmt.Errorf("view server %s: %s", server, e.Message), leader: e.Leader}
+	}
+	return err
+}
