@@ -1,0 +1,101 @@
+// Package exportname says how a gateway tells a node, inside an NBD export name, on whose behalf it connects.
+//
+// NBD has no field for a client's identity, and a primary needs one: a connection must fence the earlier ones of
+// the same client before it is served, or a request left unread in an old socket is carried out after its own
+// replay. The export name is the only text that a client may choose, so the identity rides there:
+//
+//	NAME                                  an anonymous client: never fenced, never fences
+//	NAME?session=SESSION&generation=N     attachment N of the client SESSION
+//
+//	NAME         1..MaxVolumeBytes bytes, without '?'
+//	SESSION      1..64 bytes of A-Z a-z 0-9 . _ -
+//	N            a decimal uint64, without leading zeroes
+//
+// There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
+// different versions meet here; the syntax is part of the protocol, never change it.
+//
+// The package is a leaf, so that nodes and gateways can share it without importing each other.
+package exportname
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"lockstep/blockdev"
+)
+
+// Limits of the parts of a name. NBD allows 4096 bytes for the whole.
+const (
+	MaxVolumeBytes  = 1024
+	MaxSessionBytes = 64
+)
+
+// ErrMalformed is wrapped by every error of Parse.
+var ErrMalformed = errors.New("malformed export name")
+
+const (
+	sessionKey    = "?session="
+	generationKey = "&generation="
+)
+
+// Format is the export name by which the client id asks for a volume. It panics if the parts break the limits
+// above: both come from the caller's own program, checked when they were made.
+func Format(volume string, id blockdev.SessionID) string {
+	if err := checkVolume(volume); err != nil {
+		panic(err)
+	}
+	if id == (blockdev.SessionID{}) {
+		return volume
+	}
+	if err := checkSession(id.Name); err != nil {
+		panic(err)
+	}
+	return volume + sessionKey + id.Name + generationKey + strconv.FormatUint(id.Generation, 10)
+}
+
+// Parse splits the export name that a client asked for. The name comes from the network: every byte is checked.
+func Parse(name string) (volume string, id blockdev.SessionID, err error) {
+	volume, identity, identified := strings.Cut(name, "?")
+	if err := checkVolume(volume); err != nil {
+		return "", blockdev.SessionID{}, err
+	}
+	if !identified {
+		return volume, blockdev.SessionID{}, nil
+	}
+	identity, ok := strings.CutPrefix(identity, sessionKey[1:])
+	session, generation, ok2 := strings.Cut(identity, generationKey)
+	if !ok || !ok2 {
+		return "", blockdev.SessionID{}, fmt.Errorf("%w: want NAME or NAME?session=ID&generation=N", ErrMalformed)
+	}
+	if err := checkSession(session); err != nil {
+		return "", blockdev.SessionID{}, err
+	}
+	n, err := strconv.ParseUint(generation, 10, 64)
+	if err != nil || strconv.FormatUint(n, 10) != generation {
+		return "", blockdev.SessionID{}, fmt.Errorf("%w: the generation is not a plain decimal number", ErrMalformed)
+	}
+	return volume, blockdev.SessionID{Name: session, Generation: n}, nil
+}
+
+func checkVolume(volume string) error {
+	if volume == "" || len(volume) > MaxVolumeBytes || strings.Contains(volume, "?") {
+		return fmt.Errorf("%w: a volume's name has 1 to %d bytes and no '?'", ErrMalformed, MaxVolumeBytes)
+	}
+	return nil
+}
+
+func checkSession(session string) error {
+	if session == "" || len(session) > MaxSessionBytes {
+		return fmt.Errorf("%w: a session's name has 1 to %d bytes", ErrMalformed, MaxSessionBytes)
+	}
+	for _, c := range []byte(session) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == '-':
+		default:
+			return fmt.Errorf("%w: a session's name has only letters, digits, '.', '_' and '-'", ErrMalformed)
+		}
+	}
+	return nil
+}

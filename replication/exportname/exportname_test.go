@@ -1,0 +1,80 @@
+package exportname
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+
+	"lockstep/blockdev"
+)
+
+func TestNamesOfTheProtocol(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		volume string
+		id     blockdev.SessionID
+	}{
+		{"vol0", "vol0", blockdev.SessionID{}},
+		{"my disk/ü&session=x", "my disk/ü&session=x", blockdev.SessionID{}},
+		{"vol0?session=s&generation=0", "vol0", blockdev.SessionID{Name: "s"}},
+		{"vol0?session=6f1c2f9e-2b7d-4d4e-9c1f-0a1b2c3d4e5f&generation=12", "vol0",
+			blockdev.SessionID{Name: "6f1c2f9e-2b7d-4d4e-9c1f-0a1b2c3d4e5f", Generation: 12}},
+		{"v?session=A.b_c-9&generation=18446744073709551615", "v",
+			blockdev.SessionID{Name: "A.b_c-9", Generation: math.MaxUint64}},
+	} {
+		volume, id, err := Parse(c.name)
+		if err != nil || volume != c.volume || id != c.id {
+			t.Errorf("Parse(%q) = %q, %+v, %v; want %q, %+v", c.name, volume, id, err, c.volume, c.id)
+		}
+		if got := Format(c.volume, c.id); got != c.name {
+			t.Errorf("Format(%q, %+v) = %q, want %q", c.volume, c.id, got, c.name)
+		}
+	}
+}
+
+func TestMalformedNamesAreRefused(t *testing.T) {
+	for _, name := range []string{
+		"",
+		"?session=s&generation=1",
+		"v?",
+		"v?x",
+		"v?session=s",
+		"v?session=&generation=1",
+		"v?session=s&generation=",
+		"v?session=s&generation=01",
+		"v?session=s&generation=+1",
+		"v?session=s&generation=-1",
+		"v?session=s&generation=1 ",
+		"v?session=s&generation=1&more=2",
+		"v?session=s&generation=18446744073709551616",
+		"v?session=s&session=t&generation=1",
+		"v?session=a\x00b&generation=1",
+		"v?generation=1&session=s",
+		"v??session=s&generation=1",
+		"v?session=" + strings.Repeat("x", MaxSessionBytes+1) + "&generation=1",
+		strings.Repeat("v", MaxVolumeBytes+1),
+	} {
+		if volume, id, err := Parse(name); !errors.Is(err, ErrMalformed) {
+			t.Errorf("Parse(%q) = %q, %+v, %v; want ErrMalformed", name, volume, id, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("vol0")
+	f.Add("vol0?session=s&generation=7")
+	f.Add("vol0?session=s&generation=07")
+	f.Fuzz(func(t *testing.T, name string) {
+		volume, id, err := Parse(name)
+		if err != nil {
+			if volume != "" || id != (blockdev.SessionID{}) {
+				t.Errorf("Parse(%q) fails and returns %q, %+v", name, volume, id)
+			}
+			return
+		}
+		if got := Format(volume, id); got != name {
+			t.Errorf("Format(Parse(%q)) = %q", name, got)
+		}
+	})
+}
