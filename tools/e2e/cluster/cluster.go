@@ -1,0 +1,272 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Limits of what a healthy cluster may take on a busy machine with two cores.
+const (
+	startLimit = 30 * time.Second
+	safeLimit  = 60 * time.Second
+)
+
+// Options describe a cluster.
+type Options struct {
+	Binary string
+	Dir    string // must exist; everything is kept in it
+	Nodes  int    // default 2
+	Volume string // default vol0
+	Size   string // default 256M
+	Sync   string // default always
+	// NodeArgs are more arguments for every node.
+	NodeArgs []string
+}
+
+func (o *Options) setDefaults() {
+	if o.Nodes == 0 {
+		o.Nodes = 2
+	}
+	if o.Volume == "" {
+		o.Volume = "vol0"
+	}
+	if o.Size == "" {
+		o.Size = "256M"
+	}
+	if o.Sync == "" {
+		o.Sync = "always"
+	}
+}
+
+// Cluster is a view server, nodes and a gateway, each a process of its own, with one volume.
+type Cluster struct {
+	o    Options
+	View string // address of the view server
+	URI  string // of the volume at the gateway
+
+	Viewd   *Process
+	Gateway *Process
+	nodes   map[string]*Process
+	peer    map[string]string // address for other nodes, by node
+	nbd     map[string]string // NBD address, by node
+}
+
+// Start starts everything, makes the volume, and waits until the volume is safe and the gateway serves it. When
+// it fails nothing is left running; the logs are in the returned cluster.
+func Start(ctx context.Context, o Options) (*Cluster, error) {
+	o.setDefaults()
+	ports, err := FreePorts(2 + 2*o.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	logs := filepath.Join(o.Dir, "logs")
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return nil, fmt.Errorf("cluster: start: %w", err)
+	}
+	c := &Cluster{
+		o: o, View: ports[0], URI: "nbd://" + ports[1] + "/" + o.Volume,
+		nodes: make(map[string]*Process), nbd: make(map[string]string), peer: make(map[string]string),
+	}
+	c.Viewd = NewProcess("v1", o.Binary, logs, "viewd", "--id", "v1", "--data", c.data("v1"), "--listen", c.View)
+	c.Gateway = NewProcess("gateway", o.Binary, logs, "gateway", "--view", c.View, "--listen", ports[1])
+	for i := range o.Nodes {
+		id := "n" + strconv.Itoa(i+1)
+		c.peer[id], c.nbd[id] = ports[2+2*i], ports[3+2*i]
+		args := []string{"node", "--id", id, "--data", c.data(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", c.View}
+		c.nodes[id] = NewProcess(id, o.Binary, logs, append(args, o.NodeArgs...)...)
+	}
+	if err := c.boot(ctx); err != nil {
+		c.KillAll()
+		return c, err
+	}
+	return c, nil
+}
+
+// boot brings up processes that were never started.
+func (c *Cluster) boot(ctx context.Context) error {
+	if err := c.StartAll(); err != nil {
+		return err
+	}
+	err := Await(ctx, startLimit, "create the volume", func() error {
+		r, err := c.Command(ctx, "volume", "create", c.o.Volume, "--size", c.o.Size, "--sync", c.o.Sync,
+			"--copies", strconv.Itoa(c.o.Nodes))
+		if err == nil && r.Code != 0 {
+			err = errors.New(r.Line())
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return c.AwaitSafe(ctx)
+}
+
+// data is the data directory of a role.
+func (c *Cluster) data(role string) string { return filepath.Join(c.o.Dir, role) }
+
+// DataDir is the data directory of a role: v1, n1, n2 …
+func (c *Cluster) DataDir(role string) string { return c.data(role) }
+
+// Volume is the volume's name.
+func (c *Cluster) Volume() string { return c.o.Volume }
+
+// Nodes are the nodes' names in order.
+func (c *Cluster) Nodes() []string {
+	var ids []string
+	for id := range c.nodes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Node is a node's process.
+func (c *Cluster) Node(id string) *Process {
+	p, ok := c.nodes[id]
+	if !ok {
+		panic("cluster: no node " + strconv.Quote(id))
+	}
+	return p
+}
+
+// PeerAddr and NBDAddr are where a node listens.
+func (c *Cluster) PeerAddr(id string) string { return c.peer[id] }
+
+// NBDAddr is where a node listens for NBD clients.
+func (c *Cluster) NBDAddr(id string) string { return c.nbd[id] }
+
+// processes are all of them, in the order in which they start.
+func (c *Cluster) processes() []*Process {
+	all := []*Process{c.Viewd}
+	for _, id := range c.Nodes() {
+		all = append(all, c.nodes[id])
+	}
+	return append(all, c.Gateway)
+}
+
+// StartAll starts what does not run.
+func (c *Cluster) StartAll() error {
+	for _, p := range c.processes() {
+		if p.Running() {
+			continue
+		}
+		if err := p.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// KillAll ends every process at once with SIGKILL: first all are signalled, then it waits for them.
+func (c *Cluster) KillAll() {
+	for _, p := range c.processes() {
+		_ = p.Signal(syscall.SIGKILL) // not running: fine
+	}
+	for _, p := range c.processes() {
+		p.Kill()
+	}
+}
+
+// StopAll ends every process in good order, the gateway first, the view server last.
+func (c *Cluster) StopAll() error {
+	var errs []error
+	all := c.processes()
+	slices.Reverse(all)
+	for _, p := range all {
+		if p.Running() {
+			errs = append(errs, p.Stop())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Command runs an operator's command against this cluster.
+func (c *Cluster) Command(ctx context.Context, args ...string) (Result, error) {
+	return Command(ctx, c.o.Binary, append(args, "--view", c.View)...)
+}
+
+// Status asks the view server.
+func (c *Cluster) Status(ctx context.Context) (Status, int, error) {
+	return statusOf(ctx, c.o.Binary, c.View)
+}
+
+// Primary is the node that the present view names.
+func (c *Cluster) Primary(ctx context.Context) (string, error) {
+	s, _, err := c.Status(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(s.Volumes) != 1 || c.nodes[s.Volumes[0].View.Primary] == nil {
+		return "", fmt.Errorf("cluster: no primary in %+v", s)
+	}
+	return s.Volumes[0].View.Primary, nil
+}
+
+// Backup is a node that the present view names as a backup.
+func (c *Cluster) Backup(ctx context.Context) (string, error) {
+	s, _, err := c.Status(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(s.Volumes) != 1 || len(s.Volumes[0].View.Backups) == 0 {
+		return "", fmt.Errorf("cluster: no backup in %+v", s)
+	}
+	return s.Volumes[0].View.Backups[0], nil
+}
+
+// AwaitState waits until the volume is in one of the states.
+func (c *Cluster) AwaitState(ctx context.Context, limit time.Duration, states ...string) error {
+	return Await(ctx, limit, "volume "+strings.Join(states, " or "), func() error {
+		s, _, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if len(s.Volumes) != 1 || !slices.Contains(states, s.Volumes[0].State) {
+			return fmt.Errorf("it is %+v", s.Volumes)
+		}
+		return nil
+	})
+}
+
+// AwaitSafe waits until every copy is in the view and up to date.
+func (c *Cluster) AwaitSafe(ctx context.Context) error { return c.AwaitState(ctx, safeLimit, "safe") }
+
+// Logs are the tails of all logs.
+func (c *Cluster) Logs(n int) string {
+	var b strings.Builder
+	for _, p := range c.processes() {
+		fmt.Fprintf(&b, "--- %s (pid %d) ---\n%s\n", p.Name, p.PID(), p.LogTail(n))
+	}
+	return b.String()
+}
+
+// Images are the data.img files of every replica, one per node.
+func (c *Cluster) Images() (map[string]string, error) {
+	images := make(map[string]string)
+	for _, id := range c.Nodes() {
+		err := filepath.WalkDir(c.data(id), func(path string, d os.DirEntry, err error) error {
+			if err == nil && d.Name() == "data.img" {
+				if images[id] != "" {
+					return fmt.Errorf("two images: %s and %s", images[id], path)
+				}
+				images[id] = path
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("cluster: images of %s: %w", id, err)
+		}
+		if images[id] == "" {
+			return nil, fmt.Errorf("cluster: node %s has no data.img", id)
+		}
+	}
+	return images, nil
+}
