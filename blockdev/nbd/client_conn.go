@@ -1,0 +1,194 @@
+package nbd
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"lockstep/blockdev"
+)
+
+// Handler gets what comes back on a Conn. Its methods are called by one goroutine, without locks of the Conn; they may
+// call Submit and Close, and must not block for long, as no reply is read meanwhile.
+type Handler interface {
+	// Complete hands finished requests back, in no particular order; Err has the result. The slice is the Conn's
+	// again on return.
+	Complete(done []*blockdev.Request)
+	// Closed is called once, last. Requests that were not completed are the submitter's again; whether the server has
+	// done them is not known. err is ErrClosed after Close.
+	Closed(err error)
+}
+
+// Conn is a client's connection in transmission. Methods may be called from many goroutines at once.
+type Conn struct {
+	info ExportInfo
+	in   inbuf
+
+	handler Handler
+	done    []*blockdev.Request // the reader's own
+
+	slots []clientSlot // an index is half of a cookie
+
+	outbox
+	// The outbox's mu guards these too.
+	free    []uint32          // slots without a request
+	waiting *blockdev.Request // submitted and without a slot, in order, linked by Scratch.Link
+	last    *blockdev.Request
+	started bool
+}
+
+// clientSlot is room for a request that the server has, or is about to get.
+type clientSlot struct {
+	message
+	req        *blockdev.Request // nil: no answer is due
+	generation uint32            // the other half of the cookie: an answer to an earlier user of the slot is found out
+}
+
+func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
+	sock, err := newSocket(nc)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{
+		info:  ExportInfo{Name: opts.Export},
+		in:    inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)},
+		slots: make([]clientSlot, opts.MaxInFlight),
+		free:  make([]uint32, opts.MaxInFlight),
+		done:  make([]*blockdev.Request, 0, opts.MaxInFlight),
+	}
+	for i := range c.slots {
+		c.slots[i].slot = uint32(i)
+		c.free[i] = uint32(len(c.slots) - 1 - i)
+	}
+	c.outbox.init(sock, c.messageSent)
+	return c, nil
+}
+
+// shake does the handshake.
+func (c *Conn) shake() (err error) {
+	h := &clientHandshake{w: c.sock.nc, in: c.in}
+	c.info, err = h.enter(c.info.Name)
+	c.in = h.in
+	return err
+}
+
+// Info is what the server said of the export.
+func (c *Conn) Info() ExportInfo { return c.info }
+
+// Start begins transmission; it is called once, before Submit.
+func (c *Conn) Start(h Handler) {
+	c.mu.Lock()
+	c.handler, c.started = h, true
+	c.mu.Unlock()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { // ends by stop; kill ends its wait for the socket
+		defer close(stopped)
+		c.run(stop)
+	}()
+	go c.receive(stop, stopped) // ends when the connection does
+}
+
+// Submit sends requests. It does not block: what the socket does not take now is sent later, and a request that finds
+// no slot waits for one; how many are under way in all is for the callers to bound. It returns nil and owns the
+// requests, Scratch.Link included, until they are completed or Closed is called; or it returns an error and owns
+// nothing. The slice is the caller's again on return.
+//
+// A read's Data is filled, a write's Data is sent from where it is. Ranges are not checked here; the server does that.
+func (c *Conn) Submit(burst []*blockdev.Request) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead != nil || !c.started {
+		return ErrClosed
+	}
+	for _, r := range burst {
+		r.Scratch.Link = nil
+		if c.last == nil {
+			c.waiting = r
+		} else {
+			c.last.Scratch.Link = r
+		}
+		c.last = r
+	}
+	c.assignLocked()
+	c.flushLocked()
+	if c.dead != nil {
+		// Found out just now. The requests are taken; the reader will come to the same end and say Closed.
+		c.sock.nc.Close()
+	}
+	return nil
+}
+
+// Close ends the connection. Handler.Closed is called soon after, if Start was; requests under way are not waited for.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	polite := c.dead == nil && !c.writing && c.head == nil
+	c.dieLocked(ErrClosed)
+	c.mu.Unlock()
+	if polite {
+		// Nobody else writes any more. A server that does not hear it sees the end of the connection.
+		var bye [requestHeaderBytes]byte
+		encodeRequest(bye[:], protocol.TransmissionRequestHeader{Type: protocol.TRANSMISSION_TYPE_REQUEST_DISC})
+		c.sock.tryWrite([][]byte{bye[:]})
+	}
+	c.sock.nc.Close()
+	return nil
+}
+
+// assignLocked gives waiting requests slots and queues them.
+func (c *Conn) assignLocked() {
+	for c.waiting != nil && len(c.free) > 0 {
+		r := c.waiting
+		if c.waiting = r.Scratch.Link; c.waiting == nil {
+			c.last = nil
+		}
+		r.Scratch.Link = nil
+		s := &c.slots[c.free[len(c.free)-1]]
+		c.free = c.free[:len(c.free)-1]
+		s.req = r
+		s.generation++
+		kind, flags := command(r)
+		encodeRequest(s.header[:], protocol.TransmissionRequestHeader{
+			CommandFlags: flags, Type: kind, Handle: uint64(s.generation)<<32 | uint64(s.slot),
+			Offset: r.Offset, Length: r.Length,
+		})
+		s.headerLen, s.payload = requestHeaderBytes, nil
+		if r.Op == blockdev.OpWrite {
+			s.payload = r.Data
+		}
+		c.pushLocked(&s.message)
+	}
+}
+
+// command says how a request looks on the wire.
+func command(r *blockdev.Request) (kind, flags uint16) {
+	if r.Flags&blockdev.FlagFUA != 0 {
+		flags |= cmdFlagFUA
+	}
+	switch r.Op {
+	case blockdev.OpRead:
+		return protocol.TRANSMISSION_TYPE_REQUEST_READ, 0
+	case blockdev.OpWrite:
+		return protocol.TRANSMISSION_TYPE_REQUEST_WRITE, flags
+	case blockdev.OpFlush:
+		return cmdFlush, 0
+	case blockdev.OpTrim:
+		return cmdTrim, flags
+	case blockdev.OpCache:
+		return cmdCache, 0
+	case blockdev.OpWriteZeroes:
+		if r.Flags&blockdev.FlagNoHole != 0 {
+			flags |= cmdFlagNoHole
+		}
+		return cmdWriteZeroes, flags
+	}
+	panic(fmt.Sprintf("nbd: submit of an operation that does not exist: %d", r.Op))
+}
+
+// messageSent is called when a request is in the socket. Its answer may have come already.
+func (c *Conn) messageSent(m *message) {
+	m.payload = nil
+	if m.answered {
+		c.free = append(c.free, m.slot)
+	}
+}

@@ -1,0 +1,78 @@
+// Package nbd speaks the NBD protocol, as a server and as a client.
+//
+// The server exports a blockdev.Device. It is used at two places: a storage node exports its replicas, and the
+// gateway exports volumes, whose Device forwards through this package's client. The specification is
+// https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; names of constants are its own, those that
+// github.com/pojntfx/go-nbd/pkg/protocol has are taken from there.
+//
+// # What the server promises
+//
+//   - N1 In step. Whatever a client sends after a well-formed header, the server finds the start of the next
+//     message, or closes the connection. Bytes from the wire never cause a panic.
+//   - N2 Bounded. Every length is checked before memory is taken for it. A connection holds at most MaxInFlight
+//     requests and MaxInFlightBytes of payload; a request holds its share until its reply is in the socket.
+//   - N3 Nobody waits for a stuck client. Complete and Abort never block on a socket: what it does not take at once
+//     is sent by the connection's writer goroutine.
+//   - N4 A role change is not an error. A request that failed with blockdev.ErrSessionClosed gets no reply; the
+//     connection is closed. Linux turns every NBD error into an I/O error, there is none that means "try again".
+//   - N5 Nothing is lost at the end. After DISC, or when the client has only shut its sending side, requests that
+//     were received complete and their replies are delivered before the connection is closed.
+//   - N6 Fence before reuse. Session.Close has returned before any buffer of the session is used for something else.
+//   - N7 GO acknowledges an attached session. Device.Attach, which fences older connections of the same session, has
+//     returned before the client reads the acknowledgement.
+//
+// It does not authenticate anybody, and does not encrypt: listen on a trusted network or a unix socket.
+//
+// # Handshake
+//
+// Fixed newstyle only, within HandshakeTimeout.
+//
+//	option             reply
+//	EXPORT_NAME    1   size, flags, 124 zeroes (left out after NO_ZEROES); closes on any refusal
+//	ABORT          2   ACK, then the connection is closed
+//	LIST           3   one SERVER per export, ACK
+//	INFO           6   INFO_EXPORT; NAME, DESCRIPTION, BLOCK_SIZE when asked for; ACK
+//	GO             7   the same, and transmission begins
+//	STRUCTURED     8   ACK; reads are then answered with structured replies
+//	any other          ERR_UNSUP
+//
+// A malformed option gets ERR_INVALID and an option longer than 64 KiB closes the connection. An unknown client flag
+// closes it too. An export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a
+// reply, so that a client which reconnects tries again.
+//
+// # Transmission
+//
+//	command       flags              error replies
+//	READ          DF (structured)    EINVAL past the end or over 64 MiB, EIO
+//	WRITE         FUA                ENOSPC past the end or without room, EINVAL over 64 MiB, EPERM, EIO
+//	DISC                             (no reply)
+//	FLUSH                            EINVAL with a range, EIO
+//	TRIM          FUA                EINVAL past the end, EPERM, EIO
+//	CACHE                            EINVAL past the end
+//	WRITE_ZEROES  FUA NO_HOLE        ENOSPC past the end, ENOTSUP for FAST_ZERO that would not be fast, EPERM, EIO
+//	              FAST_ZERO
+//	any other                        EINVAL
+//
+// FUA is taken on every command, as the specification asks, and means something on those that change the disk. Any
+// other flag that the command does not have gets EINVAL. A request of length zero gets EINVAL. The payload of a WRITE
+// that is refused is read and dropped. Replies come in the order of completion. Block sizes: minimum 1, preferred
+// 4096, maximum 32 MiB, though up to 64 MiB is taken.
+//
+// # How a request travels
+//
+//  1. One reader goroutine per connection parses all requests that one read brought, and hands them to
+//     Session.Submit as one burst. It never waits (for the socket, for a slot) while it holds a parsed burst.
+//  2. Requests that complete during Submit are held back until it returns, so that the burst's replies leave in one
+//     writev; not longer, though, than holdTime, and not more than holdReplies.
+//  3. Whoever completes requests later sends the replies itself: one writev that does not block. A goroutine that finds
+//     another one sending leaves its replies to it.
+//  4. What the socket does not take goes to the writer goroutine, which sleeps otherwise.
+//
+// The client is built of the same parts: Conn.Submit never blocks, and its reader hands the replies that one read
+// brought to Handler.Complete as one burst.
+//
+// # Locks
+//
+// A connection has one mutex. Nothing outside the package is called with it held: not Submit, Complete, Abort, Close,
+// nor a Handler.
+package nbd

@@ -1,0 +1,96 @@
+package nbd
+
+import (
+	"io"
+)
+
+// inbuf is what was read from a peer and not yet used. It is read by one goroutine only.
+//
+// Invariant: 0 ≤ r ≤ w ≤ len(buf); buf[r:w] is unread.
+type inbuf struct {
+	src  io.Reader
+	buf  []byte
+	r, w int
+}
+
+// buffered gives what is there without reading; the slice is valid until the next call.
+func (b *inbuf) buffered() []byte { return b.buf[b.r:b.w] }
+
+// skip drops n buffered bytes.
+func (b *inbuf) skip(n int) {
+	b.r += n
+	if b.r == b.w {
+		b.r, b.w = 0, 0
+	}
+}
+
+// fill reads once, whatever there is. It returns an error only if it read nothing. want says how many bytes from the
+// first unread one must fit; it is at most len(buf).
+func (b *inbuf) fill(want int) error {
+	if b.r+want > len(b.buf) || b.w == len(b.buf) {
+		b.w = copy(b.buf, b.buf[b.r:b.w])
+		b.r = 0
+	}
+	n, err := b.src.Read(b.buf[b.w:])
+	b.w += n
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// need returns n unread bytes, reading more as often as it takes; n is at most len(buf). An end in the middle is
+// io.ErrUnexpectedEOF.
+func (b *inbuf) need(n int) ([]byte, error) {
+	for b.w-b.r < n {
+		if err := b.fill(n); err != nil {
+			if err == io.EOF && b.w > b.r {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	return b.buf[b.r : b.r+n], nil
+}
+
+// readFull fills p, from the buffer first and then from the source directly.
+func (b *inbuf) readFull(p []byte) error {
+	n := copy(p, b.buf[b.r:b.w])
+	b.skip(n)
+	if n == len(p) {
+		return nil
+	}
+	_, err := io.ReadFull(b.src, p[n:])
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// discard drops n bytes of the stream, at most a buffer at a time.
+func (b *inbuf) discard(n uint64) error {
+	for n > 0 {
+		if b.r == b.w {
+			if err := b.fill(1); err != nil {
+				if err == io.EOF {
+					err = io.ErrUnexpectedEOF
+				}
+				return err
+			}
+		}
+		k := min(n, uint64(b.w-b.r))
+		b.skip(int(k))
+		n -= k
+	}
+	return nil
+}
+
+// resize gives the buffer another size; what is unread must fit.
+func (b *inbuf) resize(size int) {
+	next := make([]byte, size)
+	b.w = copy(next, b.buf[b.r:b.w])
+	b.buf, b.r = next, 0
+}

@@ -1,0 +1,283 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Defaults of ServerOptions.
+const (
+	DefaultMaxClients       = 1024
+	DefaultHandshakeTimeout = 10 * time.Second
+	DefaultMaxInFlight      = 256
+	DefaultMaxInFlightBytes = 128 << 20
+)
+
+// acceptRetry is the pause after a listener failed for want of something (descriptors, most often).
+const acceptRetry = 50 * time.Millisecond
+
+// ErrServerClosed is returned by Serve after Close or Shutdown.
+var ErrServerClosed = errors.New("nbd: server closed")
+
+// ServerOptions say what a Server does. Zero values of numbers mean the defaults.
+type ServerOptions struct {
+	Exporter Exporter
+
+	MaxClients          int           // connections in all, handshakes included; further ones are closed at once
+	MaxClientsPerExport int           // attached connections of one export name; 0 is no limit of its own
+	HandshakeTimeout    time.Duration // from accept to the end of the handshake
+	MaxInFlight         int           // requests of one connection, at least 128
+	MaxInFlightBytes    int64         // payload of one connection's requests, at least 64 MiB
+
+	// OnEvent is told what happens; it must not block. nil is allowed.
+	OnEvent func(Event)
+}
+
+// Validate fills in defaults and checks the rest.
+func (o *ServerOptions) Validate() error {
+	if o.Exporter == nil {
+		return errors.New("nbd: ServerOptions.Exporter is missing")
+	}
+	if o.MaxClients == 0 {
+		o.MaxClients = DefaultMaxClients
+	}
+	if o.HandshakeTimeout == 0 {
+		o.HandshakeTimeout = DefaultHandshakeTimeout
+	}
+	if o.MaxInFlight == 0 {
+		o.MaxInFlight = DefaultMaxInFlight
+	}
+	if o.MaxInFlightBytes == 0 {
+		o.MaxInFlightBytes = DefaultMaxInFlightBytes
+	}
+	if o.OnEvent == nil {
+		o.OnEvent = func(Event) {}
+	}
+	switch {
+	case o.MaxClients < 1:
+		return fmt.Errorf("nbd: MaxClients is %d, must be at least 1", o.MaxClients)
+	case o.MaxClientsPerExport < 0:
+		return fmt.Errorf("nbd: MaxClientsPerExport is %d, must not be negative", o.MaxClientsPerExport)
+	case o.HandshakeTimeout < 0:
+		return fmt.Errorf("nbd: HandshakeTimeout is %v, must not be negative", o.HandshakeTimeout)
+	case o.MaxInFlight < 128:
+		return fmt.Errorf("nbd: MaxInFlight is %d, must be at least 128", o.MaxInFlight)
+	case o.MaxInFlightBytes < maxPayloadBytes:
+		return fmt.Errorf("nbd: MaxInFlightBytes is %d, must be at least %d, the largest request", o.MaxInFlightBytes, maxPayloadBytes)
+	}
+	return nil
+}
+
+// Server serves exports to NBD clients.
+type Server struct {
+	opts ServerOptions
+	pool buffers
+
+	// ctx ends when Close is called; it is given to the Exporter and to Device.Attach.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // one for each connection
+
+	// mu guards everything below.
+	mu        sync.Mutex
+	stopping  bool // no new connections
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	attached  map[string]int // connections in transmission, by export name
+}
+
+// NewServer makes a server that listens nowhere yet.
+func NewServer(opts ServerOptions) (*Server, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		opts:      opts,
+		listeners: make(map[net.Listener]struct{}),
+		conns:     make(map[*conn]struct{}),
+		attached:  make(map[string]int),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Serve accepts clients until the server is closed, and closes the listener then. It returns ErrServerClosed, or why
+// the listener does not work any more.
+func (s *Server) Serve(l net.Listener) error {
+	defer l.Close()
+	s.mu.Lock()
+	if s.stopping {
+		s.mu.Unlock()
+		return ErrServerClosed
+	}
+	s.listeners[l] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+	}()
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			s.start(nc)
+			continue
+		}
+		if s.isStopping() {
+			return ErrServerClosed
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("nbd: accept: %w", err)
+		}
+		s.opts.OnEvent(Event{Kind: EventAcceptFailed, Client: l.Addr().String(), Err: err})
+		select {
+		case <-time.After(acceptRetry):
+		case <-s.ctx.Done():
+			return ErrServerClosed
+		}
+	}
+}
+
+// ServeConn serves one client on a connection that was made elsewhere (a socket pair, say), handshake and all, and
+// returns when it is gone.
+func (s *Server) ServeConn(nc net.Conn) {
+	if c := s.admit(nc); c != nil {
+		c.serve()
+	}
+}
+
+// ServeTransmission serves one client on a connection whose handshake is taken as done: the kernel's end of a socket
+// pair. Structured replies are off; Export.Info has what the client must know. It returns when the client is gone.
+func (s *Server) ServeTransmission(nc net.Conn, e Export) error {
+	c := s.admit(nc)
+	if c == nil {
+		return fmt.Errorf("nbd: serve %q: %w", e.Name, ErrServerClosed)
+	}
+	return c.serveAttached(e)
+}
+
+// start serves a client in a goroutine, which ends with the connection: Close and Shutdown see to that.
+func (s *Server) start(nc net.Conn) {
+	if c := s.admit(nc); c != nil {
+		go c.serve()
+	}
+}
+
+// admit takes a connection on, or closes it and returns nil.
+func (s *Server) admit(nc net.Conn) *conn {
+	client := peerName(nc)
+	sock, err := newSocket(nc)
+	if err != nil {
+		nc.Close()
+		s.opts.OnEvent(Event{Kind: EventRefused, Client: client, Err: err})
+		return nil
+	}
+	c := newConn(s, sock, client)
+	s.mu.Lock()
+	switch {
+	case s.stopping:
+		err = ErrServerClosed
+	case len(s.conns) >= s.opts.MaxClients:
+		err = fmt.Errorf("nbd: there are %d clients already; raise MaxClients or look for clients that leak connections", len(s.conns))
+	default:
+		s.conns[c] = struct{}{}
+		s.wg.Add(1)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		nc.Close()
+		s.opts.OnEvent(Event{Kind: EventRefused, Client: client, Err: err})
+		return nil
+	}
+	return c
+}
+
+// forget is the last that a connection does.
+func (s *Server) forget(c *conn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.wg.Done()
+}
+
+// reserve counts a connection to its export, if the limit allows it.
+func (s *Server) reserve(export string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.attached[export]; s.opts.MaxClientsPerExport > 0 && n >= s.opts.MaxClientsPerExport {
+		return fmt.Errorf("export %q has %d clients already", export, n)
+	}
+	s.attached[export]++
+	return nil
+}
+
+func (s *Server) release(export string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.attached[export]--; s.attached[export] == 0 {
+		delete(s.attached, export)
+	}
+}
+
+func (s *Server) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// Shutdown takes no new clients and no new requests, waits until the requests that it has are answered, and closes the
+// connections. When ctx ends first, it goes on as Close and returns the context's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop(func(c *conn) { c.stopReading() })
+	done := make(chan struct{})
+	go func() { // ends when the last connection does, which Close below makes sure of
+		s.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		s.cancel()
+		return nil
+	case <-ctx.Done():
+		s.Close()
+		<-done
+		return fmt.Errorf("nbd: shutdown: %w", ctx.Err())
+	}
+}
+
+// Close ends the server at once: connections are cut, their sessions closed. It returns when all is over.
+func (s *Server) Close() error {
+	s.cancel()
+	s.stop(func(c *conn) { c.kill(ErrServerClosed) })
+	s.wg.Wait()
+	return nil
+}
+
+// stop closes the listeners and does something to each connection.
+func (s *Server) stop(each func(*conn)) {
+	s.mu.Lock()
+	s.stopping = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		each(c)
+	}
+}
+
+// peerName is who is at the other end, for people. A unix socket's peer has no name.
+func peerName(nc net.Conn) string {
+	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
+		return a.String()
+	}
+	return "local"
+}

@@ -1,0 +1,259 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"lockstep/blockdev"
+)
+
+// read takes requests from the socket until the client disconnects (nil) or something breaks.
+func (c *conn) read() error {
+	for {
+		p := c.in.buffered()
+		if len(p) < requestHeaderBytes {
+			if err := c.fill(requestHeaderBytes); err != nil {
+				return err
+			}
+			continue
+		}
+		h := decodeRequest(p)
+		if h.RequestMagic != protocol.TRANSMISSION_MAGIC_REQUEST {
+			return fmt.Errorf("nbd: protocol error: request magic is %#08x", h.RequestMagic)
+		}
+		c.in.skip(requestHeaderBytes)
+		if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_DISC {
+			return nil
+		}
+		if err := c.take(h); err != nil {
+			return err
+		}
+	}
+}
+
+// take receives one request, whose header is off the stream, and puts it into the burst; or answers it at once.
+func (c *conn) take(h protocol.TransmissionRequestHeader) error {
+	op, flags, refusal := c.check(h)
+	var payload int
+	if refusal == nil && (op == blockdev.OpRead || op == blockdev.OpWrite) {
+		payload = int(h.Length)
+	}
+	t, err := c.ticket(int64(payload))
+	if err != nil {
+		return err
+	}
+	t.cookie = h.Handle
+	t.req.Op, t.req.Flags, t.req.Offset, t.req.Length, t.req.Err, t.req.Data = op, flags, h.Offset, h.Length, nil, nil
+	if refusal != nil {
+		return c.refuse(t, h, refusal)
+	}
+	if payload > 0 {
+		t.buf = c.srv.pool.get(payload)
+		t.req.Data = t.buf.bytes[:payload]
+	}
+	if op == blockdev.OpWrite {
+		if err := c.receive(t.req.Data); err != nil {
+			c.taken-- // drain must not wait for its reply; the slot is not needed any more
+			return err
+		}
+		c.counts.BytesWritten += uint64(payload)
+	} else {
+		c.counts.BytesRead += uint64(payload)
+	}
+	c.counts.Requests++
+	t.inDevice = true
+	c.burst = append(c.burst, &t.req)
+	return nil
+}
+
+// receive fills data from the stream.
+func (c *conn) receive(data []byte) error {
+	if len(data) > len(c.in.buffered()) {
+		if len(data) >= directBytes {
+			c.submit()
+			return c.readError(c.in.readFull(data))
+		}
+		for len(data) > len(c.in.buffered()) {
+			if err := c.fill(len(data)); err != nil {
+				return err
+			}
+		}
+	}
+	copy(data, c.in.buffered())
+	c.in.skip(len(data))
+	return nil
+}
+
+// refuse answers a request without the device. The payload, if there is one, is dropped, so that the stream stays in
+// step (N1).
+func (c *conn) refuse(t *ticket, h protocol.TransmissionRequestHeader, refusal error) error {
+	c.mu.Lock()
+	c.replyLocked(t, errnoOf(t.req.Op, refusal))
+	c.mu.Unlock()
+	c.replied = true
+	if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
+		if uint64(h.Length) > uint64(len(c.in.buffered())) {
+			c.submit()
+		}
+		return c.readError(c.in.discard(uint64(h.Length)))
+	}
+	return nil
+}
+
+// fill waits for more from the client, after it has handed over what there is.
+func (c *conn) fill(want int) error {
+	c.submit()
+	err := c.readError(c.in.fill(want))
+	if err == io.EOF && len(c.in.buffered()) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// readError tells a failed read that Shutdown caused from others.
+func (c *conn) readError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errStopped
+	}
+	return err
+}
+
+// check says what a request header asks of the device, or why it is refused.
+func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flags blockdev.Flags, refusal error) {
+	allowed := cmdFlagFUA
+	switch h.Type {
+	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
+		op = blockdev.OpRead
+		if c.structured {
+			allowed |= cmdFlagDF // every read is answered with one chunk
+		}
+	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
+		op = blockdev.OpWrite
+	case cmdFlush:
+		op = blockdev.OpFlush
+	case cmdTrim:
+		op = blockdev.OpTrim
+	case cmdCache:
+		op = blockdev.OpCache
+	case cmdWriteZeroes:
+		op = blockdev.OpWriteZeroes
+		allowed |= cmdFlagNoHole | cmdFlagFastZero
+	default:
+		return 0, 0, blockdev.ErrInvalid
+	}
+	if h.CommandFlags&^allowed != 0 {
+		return op, 0, blockdev.ErrInvalid
+	}
+	if op == blockdev.OpFlush {
+		if h.Offset != 0 || h.Length != 0 {
+			return op, 0, blockdev.ErrInvalid
+		}
+		return op, 0, nil
+	}
+	if op.Mutates() && c.info.ReadOnly() {
+		return op, 0, blockdev.ErrReadOnly
+	}
+	if h.Length == 0 || (op == blockdev.OpRead || op == blockdev.OpWrite) && h.Length > maxPayloadBytes {
+		return op, 0, blockdev.ErrInvalid
+	}
+	if h.Offset > c.info.Size || uint64(h.Length) > c.info.Size-h.Offset {
+		return op, 0, blockdev.ErrOutOfRange
+	}
+	// No hole means that zeroes are really written, which is not fast.
+	fast := c.export.FastZero && h.CommandFlags&cmdFlagNoHole == 0
+	if h.CommandFlags&cmdFlagFastZero != 0 && !fast {
+		return op, 0, ErrNotSupported
+	}
+	if op.Mutates() && h.CommandFlags&cmdFlagFUA != 0 {
+		flags |= blockdev.FlagFUA
+	}
+	if h.CommandFlags&cmdFlagNoHole != 0 {
+		flags |= blockdev.FlagNoHole
+	}
+	return op, flags, nil
+}
+
+// ticket takes a slot, and n bytes of the connection's share; it waits for both if need be (N2).
+func (c *conn) ticket(n int64) (*ticket, error) {
+	if len(c.spare) == 0 || !c.fits(n) {
+		if err := c.waitForShare(n); err != nil {
+			return nil, err
+		}
+	}
+	last := len(c.spare) - 1
+	t := &c.tickets[c.spare[last]]
+	c.spare = c.spare[:last]
+	c.taken++
+	c.admitted += n
+	t.bytes = n
+	return t, nil
+}
+
+// fits tells whether n more bytes are within the limit.
+func (c *conn) fits(n int64) bool { return c.admitted-c.seen+n <= c.srv.opts.MaxInFlightBytes }
+
+// waitForShare fetches what was freed since the last time, and waits until that suffices. The burst is handed over
+// before, as it may be what everybody waits for.
+func (c *conn) waitForShare(n int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		c.spare = append(c.spare, c.free...)
+		c.free = c.free[:0]
+		c.seen = c.released
+		if c.dead != nil {
+			return c.dead
+		}
+		if len(c.spare) > 0 && c.fits(n) {
+			return nil
+		}
+		if len(c.burst) > 0 || c.replied {
+			c.mu.Unlock()
+			c.submit()
+			c.mu.Lock()
+			continue
+		}
+		c.waiting = true
+		c.changed.Wait()
+		c.waiting = false
+	}
+}
+
+// submit hands the burst to the device, and sends the replies that came meanwhile. The reader calls it before anything
+// that may wait.
+func (c *conn) submit() {
+	if len(c.burst) == 0 && !c.replied {
+		return
+	}
+	if len(c.burst) > 0 {
+		c.mu.Lock()
+		dead := c.dead
+		c.holding, c.held, c.heldAt = true, 0, time.Now()
+		c.mu.Unlock()
+		if dead == nil {
+			c.session.Submit(c.burst)
+		}
+		c.burst = c.burst[:0]
+	}
+	c.replied = false
+	c.mu.Lock()
+	c.holding = false
+	c.flushLocked()
+	c.mu.Unlock()
+}
+
+// drain hands the rest over and waits until every request is answered and the answer sent.
+func (c *conn) drain() {
+	c.submit()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = true
+	for c.dead == nil && c.returned != c.taken {
+		c.changed.Wait()
+	}
+}

@@ -1,0 +1,104 @@
+package nbd
+
+import (
+	"net"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxVectors is how many buffers one writev takes (IOV_MAX).
+const maxVectors = 1024
+
+// socket writes to a connection, with or without waiting. One goroutine writes at a time (see outbox).
+//
+// net.Buffers would wait for the socket; a committer must not (N3). So the non-blocking writev is done here, through
+// the connection's syscall.RawConn. A connection without one (net.Pipe, TLS) takes nothing without waiting.
+type socket struct {
+	nc  net.Conn
+	raw syscall.RawConn // nil: nc is not a socket of the kernel
+
+	// Arguments and results of the calls below. They are here, and the two functions are made once, because a closure
+	// for each write would be an allocation.
+	iov   []unix.Iovec
+	n     int
+	errno unix.Errno
+	once  func(fd uintptr) bool
+	wait  func(fd uintptr) bool
+}
+
+func newSocket(nc net.Conn) (*socket, error) {
+	s := &socket{nc: nc}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		if err := tcp.SetNoDelay(true); err != nil {
+			return nil, err
+		}
+	}
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return s, nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s.raw = raw
+	s.iov = make([]unix.Iovec, 0, 64)
+	s.once = func(fd uintptr) bool { s.writev(fd); return true }
+	s.wait = func(fd uintptr) bool { s.writev(fd); return s.n > 0 || s.errno != 0 }
+	return s, nil
+}
+
+// tryWrite sends what the socket takes at once, and says how much. Less than all, without an error, means that it is
+// full.
+func (s *socket) tryWrite(bufs [][]byte) (int, error) {
+	if s.raw == nil {
+		return 0, nil
+	}
+	return s.write(bufs, s.once)
+}
+
+// waitWrite waits until the socket takes something. Closing the connection ends the wait.
+func (s *socket) waitWrite(bufs [][]byte) (int, error) {
+	if s.raw == nil {
+		b := net.Buffers(bufs)
+		n, err := b.WriteTo(s.nc)
+		return int(n), err
+	}
+	return s.write(bufs, s.wait)
+}
+
+func (s *socket) write(bufs [][]byte, how func(uintptr) bool) (int, error) {
+	s.iov = s.iov[:0]
+	for _, b := range bufs {
+		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v.SetLen(len(b))
+		s.iov = append(s.iov, v)
+	}
+	s.n, s.errno = 0, 0
+	if err := s.raw.Write(how); err != nil {
+		return 0, err
+	}
+	if s.errno != 0 {
+		return 0, s.errno
+	}
+	return s.n, nil
+}
+
+// writev does one system call on a non-blocking descriptor.
+func (s *socket) writev(fd uintptr) {
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.iov))), uintptr(len(s.iov)))
+		switch errno {
+		case 0:
+			s.n = int(n)
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+		default:
+			s.errno = errno
+		}
+		return
+	}
+}
