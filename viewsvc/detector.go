@@ -1,0 +1,324 @@
+package viewsvc
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// life is what is known of a node.
+type life int
+
+// The lives of a node. All begin as unknown when a server becomes the leader; → alive by a sign of life; alive
+// and unknown → dead by silence, goodbye or refusal; dead → alive, or → unknown by a first ping of a new process.
+const (
+	lifeUnknown life = iota // no sign of life yet, and still within its grace period
+	lifeAlive
+	lifeDead
+)
+
+const (
+	// recentReplies is how many replies back an echo may be and still be a sign of life (hazard 9).
+	recentReplies = 4
+	// formerProcesses is how many earlier processes of a node are remembered, to tell theirs from new pings.
+	formerProcesses = 8
+)
+
+// probeDelays are the waits before each attempt to connect to a node whose ping connection broke: a process that
+// is being killed may still have its listening socket when its other sockets are closed already.
+var probeDelays = [...]time.Duration{0, 5 * time.Millisecond, 15 * time.Millisecond, 30 * time.Millisecond, 50 * time.Millisecond}
+
+// peerProbeDelay is the wait before a node is probed that another replica calls dead: longer than PingHold, so
+// that a living node's next ping voids the suspicion.
+const peerProbeDelay = 150 * time.Millisecond
+
+// nodeWatch is the soft state of a node.
+type nodeWatch struct {
+	id          NodeID
+	incarnation string   // of the process that pings, "" before its first ping
+	former      []string // incarnations before it, newest last
+	pid         int
+	addr, nbd   string
+
+	seen     bool   // this process gave a sign of life
+	gone     string // why it is dead, "" if it is not
+	left     bool   // this process said goodbye: what arrives later was sent earlier
+	lastLife uint64 // tick
+	lives    uint64 // signs of life, of all processes; a suspicion is void when it has grown
+	probing  bool
+
+	sent     [recentReplies]uint64 // the last replies' Seq
+	reports  map[ReplicaID]ReplicaReport
+	news     uint64 // number of its present orders
+	newsSeen uint64 // the orders that its last ping had seen
+	orders   map[VolumeID]VolumeOrders
+}
+
+// node is the watch of a node, made on first sight.
+func (m *Monitor) node(id NodeID) *nodeWatch {
+	n := m.nodes[id]
+	if n == nil {
+		n = &nodeWatch{id: id, lastLife: m.now, orders: map[VolumeID]VolumeOrders{}, news: m.number()}
+		if info, ok := m.state.nodes[id]; ok {
+			n.addr, n.nbd = info.Addr, info.NBD
+		}
+		m.nodes[id] = n
+	}
+	return n
+}
+
+// life tells what is known of a node.
+func (m *Monitor) life(id NodeID) life {
+	n := m.nodes[id]
+	switch {
+	case n == nil:
+		return lifeUnknown
+	case n.gone != "":
+		return lifeDead
+	case n.seen:
+		return lifeAlive
+	}
+	return lifeUnknown
+}
+
+// report is what the process that now runs on a replica's node says of the replica; ok is false if it says
+// nothing of it.
+func (m *Monitor) report(v *volumeState, r ReplicaID) (ReplicaReport, bool) {
+	n := m.nodes[v.Replicas[r]]
+	if n == nil {
+		return ReplicaReport{}, false
+	}
+	rep, ok := n.reports[r]
+	return rep, ok && rep.Volume == v.Volume.ID
+}
+
+// healthy tells whether a replica can be counted on: its node is alive, has it, and its storage works.
+func (m *Monitor) healthy(v *volumeState, r ReplicaID) bool {
+	rep, ok := m.report(v, r)
+	return ok && rep.Role != RolePoisoned && m.life(v.Replicas[r]) == lifeAlive
+}
+
+// Ping takes a node's sign of life. An error refuses the node: nothing of the ping was believed.
+func (m *Monitor) Ping(req PingRequest) error {
+	if err := req.validate(); err != nil {
+		return err
+	}
+	if req.Cluster != "" && req.Cluster != m.state.cluster {
+		return m.refuse(req, fmt.Errorf("%w: node %s belongs to cluster %s, this view service to cluster %s: check --view and --data of the node",
+			ErrForeignCluster, req.Node, req.Cluster, m.state.cluster))
+	}
+	n := m.node(req.Node)
+	if req.Incarnation != n.incarnation {
+		if err := m.newProcess(n, req); err != nil {
+			return m.refuse(req, err)
+		}
+	}
+	n.pid, n.addr, n.nbd = req.PID, req.Addr, req.NBD
+	if n.left {
+		return nil
+	}
+	if req.Bye {
+		n.left = true
+		m.bury(n, "said goodbye")
+		m.settleAll()
+		return nil
+	}
+	if slices.Contains(n.sent[:], req.Echo) && req.Echo != 0 {
+		m.signOfLife(n)
+	}
+	n.newsSeen = req.News
+	if info := (NodeInfo{ID: n.id, Addr: n.addr, NBD: n.nbd}); m.state.nodes[n.id] != info {
+		m.command("node/"+string(n.id), Command{Op: OpNode, Node: info})
+	}
+	m.takeReports(n, req.Replicas)
+	return nil
+}
+
+func (m *Monitor) refuse(req PingRequest, err error) error {
+	m.event(Event{Kind: EventNodeRefused, Node: req.Node, Err: err})
+	return err
+}
+
+// newProcess lets a new process of a node take the place of the former one, unless both seem to run.
+func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
+	if slices.Contains(n.former, req.Incarnation) {
+		return fmt.Errorf("%w: a newer process (pid %d, %s) pings as node %s; this one must end", ErrDuplicateNode, n.pid, n.addr, n.id)
+	}
+	if n.incarnation != "" {
+		if m.life(n.id) == lifeAlive && n.addr != req.Addr {
+			return fmt.Errorf("%w: node %s is alive at %s (pid %d); give the one at %s another --id", ErrDuplicateNode, n.id, n.addr, n.pid, req.Addr)
+		}
+		if n.former = append(n.former, n.incarnation); len(n.former) > formerProcesses {
+			n.former = n.former[1:]
+		}
+		m.event(Event{Kind: EventNodeRestarted, Node: n.id, Text: fmt.Sprintf("pid %d at %s", req.PID, req.Addr)})
+	}
+	n.incarnation = req.Incarnation
+	n.seen, n.left, n.probing, n.gone = false, false, false, ""
+	n.lastLife = m.now
+	n.reports = nil
+	n.sent = [recentReplies]uint64{}
+	return nil
+}
+
+func (m *Monitor) signOfLife(n *nodeWatch) {
+	n.lastLife = m.now
+	n.lives++
+	if n.seen && n.gone == "" {
+		return
+	}
+	n.seen, n.gone = true, ""
+	m.event(Event{Kind: EventNodeAlive, Node: n.id, Text: n.addr})
+	m.settleAll() // it may get assignments, and its peers learn of it
+}
+
+// takeReports believes what the node says of its replicas, and looks into what it says of others.
+func (m *Monitor) takeReports(n *nodeWatch, reports []ReplicaReport) {
+	n.reports = make(map[ReplicaID]ReplicaReport, len(reports))
+	for _, r := range reports {
+		n.reports[r.Replica] = r
+	}
+	for _, r := range reports {
+		v := m.state.volumes[r.Volume]
+		if v == nil {
+			m.unknownVolume(n, r)
+			continue
+		}
+		w := m.volume(r.Volume)
+		if _, known := v.Replicas[r.Replica]; known || len(w.latest) < maxReplicas {
+			w.latest[r.Replica] = r
+		}
+		if r.View > w.highest {
+			w.highest, w.highestBy = r.View, r.Replica
+		}
+		if !v.Deleting {
+			m.register(n, v, r)
+		}
+		for _, dead := range r.Dead {
+			m.suspect(m.nodes[v.Replicas[dead]])
+		}
+	}
+	for _, id := range m.nodeVolumes(n) {
+		m.settle(id)
+	}
+}
+
+// unknownVolume tells of a copy of a volume that this service does not know. It is never ordered to be deleted:
+// it is more likely that the service lost its memory than that the copy is worthless (hazard 7).
+func (m *Monitor) unknownVolume(n *nodeWatch, r ReplicaReport) {
+	if _, told := m.volumes[r.Volume]; told {
+		return
+	}
+	if len(m.volumes) < maxWatches {
+		m.volume(r.Volume)
+	}
+	m.event(Event{Kind: EventUnknownVolume, Node: n.id, Volume: r.Volume, Replica: r.Replica,
+		Text: "the node has a copy of a volume that this service has no record of; it is left alone"})
+}
+
+// maxWatches bounds the soft state that unknown volumes can take.
+const maxWatches = 1 << 16
+
+// register makes a node's copy known when it is new: a blank disk under an old name is a new replica (hazard 5).
+func (m *Monitor) register(n *nodeWatch, v *volumeState, r ReplicaReport) {
+	a := v.assignment(n.id)
+	if a == nil || a.Replica == r.Replica {
+		return
+	}
+	if _, both := n.reports[a.Replica]; both {
+		return // it has two; the one that is known stays
+	}
+	m.command("replica/"+string(v.Volume.ID)+"/"+string(n.id),
+		Command{Op: OpReplica, Volume: v.Volume.ID, Node: NodeInfo{ID: n.id}, Replica: r.Replica})
+}
+
+// bury calls a node dead. The caller settles the volumes when it has buried all that died together, so that
+// none of them is promoted in between.
+func (m *Monitor) bury(n *nodeWatch, why string) {
+	if n.gone != "" {
+		return
+	}
+	n.gone, n.probing = why, false
+	m.event(Event{Kind: EventNodeDead, Node: n.id, Text: why})
+}
+
+// detectSilence buries nodes that were silent for TDead, and tells whether there were any.
+func (m *Monitor) detectSilence() bool {
+	var silent []NodeID
+	for id, n := range m.nodes {
+		if n.gone == "" && m.now-max(n.lastLife, m.graceFrom) >= m.opt.TDead {
+			silent = append(silent, id)
+		}
+	}
+	slices.Sort(silent)
+	for _, id := range silent {
+		m.bury(m.nodes[id], "is silent")
+	}
+	return len(silent) > 0
+}
+
+// Probe asks the driver to connect to a node's address after Delay and to tell Probed the outcome.
+type Probe struct {
+	Node        NodeID
+	Addr        string
+	Delay       time.Duration
+	incarnation string
+	lives       uint64
+	attempt     int
+	fromPeer    bool
+}
+
+// ProbeOutcome is what came of a Probe.
+type ProbeOutcome int
+
+// The outcomes of a probe.
+const (
+	ProbeConnected ProbeOutcome = iota + 1 // something listens there
+	ProbeRefused                           // the machine is there, and nothing listens
+	ProbeFailed                            // nothing is known: a timeout, no route
+)
+
+// Broken tells that the ping connection of a node's process broke. That proves nothing by itself.
+func (m *Monitor) Broken(id NodeID, incarnation string) {
+	n := m.nodes[id]
+	if n == nil || n.incarnation != incarnation || n.gone != "" {
+		return
+	}
+	n.probing = true
+	m.probe(Probe{Node: id, Addr: n.addr, Delay: probeDelays[0], incarnation: incarnation, lives: n.lives})
+}
+
+// suspect looks into a member's report that a node refuses its connections.
+func (m *Monitor) suspect(n *nodeWatch) {
+	if n == nil || n.incarnation == "" || n.gone != "" || n.probing {
+		return
+	}
+	n.probing = true
+	m.probe(Probe{Node: n.id, Addr: n.addr, Delay: peerProbeDelay, incarnation: n.incarnation, lives: n.lives, fromPeer: true})
+}
+
+func (m *Monitor) probe(p Probe) { m.out.Probes = append(m.out.Probes, p) }
+
+// Probed takes the outcome of a probe. Refusal kills only a node of which nothing was heard since the suspicion.
+func (m *Monitor) Probed(p Probe, outcome ProbeOutcome) {
+	n := m.nodes[p.Node]
+	if n == nil || n.incarnation != p.incarnation || n.gone != "" {
+		return
+	}
+	n.probing = false
+	if n.lives != p.lives {
+		return
+	}
+	switch outcome {
+	case ProbeRefused:
+		m.bury(n, "refuses connections")
+		m.settleAll()
+	case ProbeConnected:
+		if next := p.attempt + 1; !p.fromPeer && next < len(probeDelays) {
+			n.probing = true
+			p.attempt, p.Delay = next, probeDelays[next]
+			m.probe(p)
+		}
+	case ProbeFailed:
+	}
+}

@@ -1,0 +1,36 @@
+package viewsvc
+
+// EventKind says what happened. Each constant names the fields of Event that it sets, besides Text.
+type EventKind string
+
+// The events of a view server.
+const (
+	EventLeading       EventKind = "leading"        // this server leads from now on
+	EventFollowing     EventKind = "following"      // it does not any more
+	EventView          EventKind = "view"           // View was made by Change: Volume, View, Change
+	EventVolumeCreated EventKind = "volume_created" // Volume
+	EventVolumeDeleted EventKind = "volume_deleted" // Volume
+	EventVolumeGone    EventKind = "volume_gone"    // the last copy of a deleted one: Volume
+	EventVolumeRefused EventKind = "volume_refused" // V9: Volume
+	EventUnknownVolume EventKind = "unknown_volume" // a node holds a copy of a volume that never was: Node, Volume
+	EventNodeAlive     EventKind = "node_alive"     // Node
+	EventNodeRestarted EventKind = "node_restarted" // a new process pings: Node
+	EventNodeDead      EventKind = "node_dead"      // Node
+	EventNodeRefused   EventKind = "node_refused"   // foreign or duplicate: Node, Err
+	EventReplica       EventKind = "replica"        // a copy was registered: Volume, Node, Replica
+	EventRejected      EventKind = "rejected"       // a command of this service was rejected: Err
+	EventPaused        EventKind = "paused"         // this server did not run for long; the grace period starts anew
+	EventRaft          EventKind = "raft"           // a warning of the Raft library
+)
+
+// Event is something that an operator may want to read or count. The callback that gets it must not block.
+type Event struct {
+	Kind    EventKind
+	Volume  VolumeID
+	Node    NodeID
+	Replica ReplicaID
+	View    View
+	Change  Kind
+	Text    string // for people: why, or what to do
+	Err     error
+}

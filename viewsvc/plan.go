@@ -1,0 +1,200 @@
+package viewsvc
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// planView asks for the view that is due for a volume, if one is.
+func (m *Monitor) planView(v *volumeState, w *volumeWatch) {
+	m.noteProgress(v, w)
+	if m.now < w.notBefore {
+		return
+	}
+	var p *Proposal
+	if v.View.Num == 0 {
+		p = m.planFirst(v, w)
+	} else {
+		p = m.planPrimary(v, w)
+	}
+	if p == nil {
+		return
+	}
+	p.Volume, p.Expect = v.Volume.ID, v.View.Num
+	m.command("view/"+string(v.Volume.ID), Command{Op: OpView, Proposal: p})
+}
+
+// noteTenure counts the tenures that the service begins. The first failover is immediate, and so is a second; if
+// its primary fails too before it opened, the next waits, ever longer (hazard 13).
+func (m *Monitor) noteTenure(v View, kind Kind) {
+	if kind != KindPromote && kind != KindResume {
+		return
+	}
+	w := m.volume(v.Volume)
+	if w.streak++; w.streak > 1 {
+		w.notBefore = m.now + m.backoff(w.streak-1)
+	}
+}
+
+// noteProgress ends a streak of new tenures when a primary has opened.
+func (m *Monitor) noteProgress(v *volumeState, w *volumeWatch) {
+	rep, ok := m.report(v, v.View.Primary)
+	if ok && rep.View >= v.View.Tenure && (rep.Role == RolePrimary || rep.Role == RoleHeld) {
+		w.streak, w.notBefore = 0, 0
+	}
+}
+
+// planFirst chooses the first primary: the replica that was assigned first, or after FirstWait any.
+func (m *Monitor) planFirst(v *volumeState, w *volumeWatch) *Proposal {
+	var chosen ReplicaID
+	for _, a := range v.Assigned {
+		if a.Replica != "" && m.healthy(v, a.Replica) {
+			chosen = a.Replica
+			break
+		}
+	}
+	waited := w.first.held(m.now, chosen != "")
+	if chosen == "" || chosen != v.Assigned[0].Replica && waited < m.opt.FirstWait {
+		return nil
+	}
+	return &Proposal{Kind: KindFirst, Primary: chosen, Reason: "the volume is new"}
+}
+
+// planPrimary replaces or resumes a primary that does not serve any more.
+func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
+	why, restarted := m.primaryTrouble(v, w)
+	if why == "" {
+		w.resume.held(m.now, false)
+		return nil
+	}
+	if living := m.livingBackups(v); len(living) > 0 {
+		return &Proposal{Kind: KindPromote, Primary: living[0], Backups: living[1:], Reason: why}
+	}
+	if !restarted || m.life(v.Replicas[v.View.Primary]) != lifeAlive {
+		w.resume.held(m.now, false)
+		return nil // nobody is left who may serve
+	}
+	waited := w.resume.held(m.now, true)
+	if m.unheard(v) && waited < m.opt.ResumeWait {
+		return nil
+	}
+	return &Proposal{Kind: KindResume, Primary: v.View.Primary, Reason: why + ", no backup is alive"}
+}
+
+// primaryTrouble tells why the primary cannot go on, "" if it can, and whether it only restarted.
+func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, restarted bool) {
+	node := v.Replicas[v.View.Primary]
+	rep, reported := m.report(v, v.View.Primary)
+	life := m.life(node)
+	missing := w.missing.held(m.now, life == lifeAlive && !reported)
+	switch {
+	case life == lifeDead:
+		return fmt.Sprintf("node %s %s", node, m.nodes[node].gone), false
+	case reported && rep.Role == RolePoisoned:
+		return fmt.Sprintf("the storage of node %s failed: %s", node, rep.Error), false
+	case reported && rep.Role == RoleRecovering && rep.View >= v.View.Tenure:
+		// One that restarted before it heard of this tenure never acted in it: it takes office as it is.
+		return fmt.Sprintf("node %s restarted", node), true
+	case life == lifeAlive && !reported && missing >= m.opt.ResumeWait:
+		return fmt.Sprintf("node %s has lost its copy", node), false
+	}
+	return "", false
+}
+
+// livingBackups are the members besides the primary that can serve, the best first: those that cannot have lost
+// acknowledged writes, then the longest log.
+func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
+	var living []ReplicaReport
+	for _, r := range v.View.Backups {
+		if m.healthy(v, r) {
+			rep, _ := m.report(v, r)
+			living = append(living, rep)
+		}
+	}
+	slices.SortStableFunc(living, func(a, b ReplicaReport) int {
+		if a.Suspect != b.Suspect {
+			if b.Suspect {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(b.LogEnd, a.LogEnd)
+	})
+	ids := make([]ReplicaID, len(living))
+	for i, rep := range living {
+		ids[i] = rep.Replica
+	}
+	return ids
+}
+
+// unheard tells whether some backup may yet show up.
+func (m *Monitor) unheard(v *volumeState) bool {
+	return slices.ContainsFunc(v.View.Backups, func(r ReplicaID) bool {
+		return m.life(v.Replicas[r]) == lifeUnknown
+	})
+}
+
+// planCopies assigns a further node when a volume has too few: at once if fewer were assigned than it wants, or
+// after RecruitAfter if none of those that were can be recruited.
+func (m *Monitor) planCopies(v *volumeState, w *volumeWatch) {
+	short := v.View.Num > 0 && len(v.View.Members()) < v.Volume.Copies && !m.hasSpare(v)
+	waited := w.short.held(m.now, short)
+	if len(v.Assigned) >= v.Volume.Copies && (!short || waited < m.opt.RecruitAfter) {
+		return
+	}
+	taken := func(n NodeID) bool { return v.assignment(n) != nil }
+	if idle := m.pickNodes(1, taken); len(idle) == 1 {
+		m.command("assign/"+string(v.Volume.ID), Command{Op: OpAssign, Volume: v.Volume.ID, Node: NodeInfo{ID: idle[0]}})
+	}
+}
+
+// hasSpare tells whether some assigned replica outside the view could be recruited, or may yet show up.
+func (m *Monitor) hasSpare(v *volumeState) bool {
+	for _, a := range v.Assigned {
+		switch {
+		case v.View.Has(a.Replica):
+		case a.Replica != "" && m.healthy(v, a.Replica),
+			a.Replica == "" && m.life(a.Node) == lifeAlive, // it is being formatted
+			m.life(a.Node) == lifeUnknown:
+			return true
+		}
+	}
+	return false
+}
+
+// pickNodes chooses up to n living nodes: those with the fewest copies first, then by name.
+func (m *Monitor) pickNodes(n int, except func(NodeID) bool) []NodeID {
+	load := map[NodeID]int{}
+	for _, v := range m.state.volumes {
+		for _, a := range v.Assigned {
+			load[a.Node]++
+		}
+	}
+	var alive []NodeID
+	for _, id := range m.state.nodeIDs() {
+		if m.life(id) == lifeAlive && !except(id) {
+			alive = append(alive, id)
+		}
+	}
+	slices.SortStableFunc(alive, func(a, b NodeID) int { return cmp.Compare(load[a], load[b]) })
+	return alive[:min(n, len(alive))]
+}
+
+// planBurial forgets the assignments of a deleted volume whose nodes have heard of that and hold no copy.
+func (m *Monitor) planBurial(v *volumeState) {
+	for _, a := range v.Assigned {
+		n := m.nodes[a.Node]
+		if n == nil || m.life(a.Node) != lifeAlive || !n.orders[v.Volume.ID].Delete || n.newsSeen != n.news {
+			continue
+		}
+		held := false
+		for _, r := range n.reports {
+			held = held || r.Volume == v.Volume.ID
+		}
+		if !held {
+			m.command("unassign/"+string(v.Volume.ID)+"/"+string(a.Node),
+				Command{Op: OpUnassign, Volume: v.Volume.ID, Node: NodeInfo{ID: a.Node}})
+		}
+	}
+}
