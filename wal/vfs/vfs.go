@@ -53,3 +53,9 @@ type File interface {
 	// StartWriteback asks that a range's dirty pages go to the device soon. It promises nothing.
 	StartWriteback(off, n int64)
 }
+
+// CacheDropper is a File that can forget its clean pages in memory, so that what is read next comes from the device.
+// A page whose write-back failed is clean, holds what was written, and is not what is on the disk.
+type CacheDropper interface {
+	DropCache()
+}

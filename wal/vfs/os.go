@@ -1,0 +1,212 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// OS is the real file system. Files are the owner's to read and write, nobody else's.
+type OS struct{}
+
+var _ FS = OS{}
+
+const (
+	filePerm = 0o600
+	dirPerm  = 0o700
+)
+
+// Create implements FS.
+func (OS) Create(name string) (File, error) {
+	return newFile(os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, filePerm))
+}
+
+// Open implements FS.
+func (OS) Open(name string) (File, error) {
+	return newFile(os.OpenFile(name, os.O_RDWR, 0))
+}
+
+// MkdirAll implements FS.
+func (OS) MkdirAll(dir string) error { return os.MkdirAll(dir, dirPerm) }
+
+// List implements FS.
+func (OS) List(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
+// Rename implements FS.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// RemoveAll implements FS.
+func (OS) RemoveAll(name string) error { return os.RemoveAll(name) }
+
+// SyncDir implements FS.
+func (OS) SyncDir(dir string) (err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return d.Sync()
+}
+
+// Lock implements FS. The lock belongs to the open file: a child process that inherits nothing does not hold it,
+// and a process that dies lets go of it.
+func (OS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, filePerm)
+	if err != nil {
+		return nil, err
+	}
+	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", name, ErrLocked)
+		}
+		return nil, &fs.PathError{Op: "flock", Path: name, Err: err}
+	}
+	return f, nil
+}
+
+// osFile adds to os.File the calls that it lacks. Those use the descriptor's number, which must not be closed, and
+// given to another file, under them: they hold closing for reading, Close for writing.
+type osFile struct {
+	*os.File
+	fd int
+
+	closing sync.RWMutex
+	closed  bool // guarded by closing
+}
+
+func newFile(f *os.File, err error) (File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{File: f, fd: int(f.Fd())}, nil
+}
+
+// Close implements File.
+func (f *osFile) Close() error {
+	f.closing.Lock()
+	defer f.closing.Unlock()
+	f.closed = true
+	return f.File.Close()
+}
+
+// Size implements File.
+func (f *osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// Sync implements File, with fdatasync: of the metadata only what is needed to read the data back, which is nothing
+// when blocks are overwritten that were written before.
+func (f *osFile) Sync() error {
+	if err := f.enter("fdatasync"); err != nil {
+		return err
+	}
+	defer f.closing.RUnlock()
+	for {
+		if err := unix.Fdatasync(f.fd); err != unix.EINTR {
+			return f.wrap("fdatasync", err)
+		}
+	}
+}
+
+// PunchHole implements File.
+func (f *osFile) PunchHole(off, n int64) error {
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if n = min(n, size-off); n <= 0 {
+		return nil
+	}
+	err = f.punch(off, n)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return f.writeZeroes(off, n)
+	}
+	return err
+}
+
+func (f *osFile) punch(off, n int64) error {
+	if err := f.enter("fallocate"); err != nil {
+		return err
+	}
+	defer f.closing.RUnlock()
+	return f.wrap("fallocate", retry(func() error {
+		return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	}))
+}
+
+func (f *osFile) writeZeroes(off, n int64) error {
+	zeroes := make([]byte, min(n, 1<<20))
+	for end := off + n; off < end; {
+		k, err := f.WriteAt(zeroes[:min(int64(len(zeroes)), end-off)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(k)
+	}
+	return nil
+}
+
+// StartWriteback implements File. It never waits for the device's answer, but may for room in its queue.
+func (f *osFile) StartWriteback(off, n int64) {
+	if f.enter("") != nil {
+		return
+	}
+	defer f.closing.RUnlock()
+	unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE) // a hint; a write error shows up at Sync
+}
+
+// DropCache implements CacheDropper. Dirty pages stay.
+func (f *osFile) DropCache() {
+	if f.enter("") != nil {
+		return
+	}
+	defer f.closing.RUnlock()
+	unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED)
+}
+
+// enter keeps the descriptor open until closing.RUnlock.
+func (f *osFile) enter(op string) error {
+	f.closing.RLock()
+	if f.closed {
+		f.closing.RUnlock()
+		return &fs.PathError{Op: op, Path: f.Name(), Err: fs.ErrClosed}
+	}
+	return nil
+}
+
+func (f *osFile) wrap(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: f.Name(), Err: err}
+}
+
+// retry repeats a system call that a signal interrupted.
+func retry(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
