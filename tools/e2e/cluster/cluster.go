@@ -143,8 +143,8 @@ func (c *Cluster) PeerAddr(id string) string { return c.peer[id] }
 // NBDAddr is where a node listens for NBD clients.
 func (c *Cluster) NBDAddr(id string) string { return c.nbd[id] }
 
-// processes are all of them, in the order in which they start.
-func (c *Cluster) processes() []*Process {
+// Processes are all of them, in the order in which they start.
+func (c *Cluster) Processes() []*Process {
 	all := []*Process{c.Viewd}
 	for _, id := range c.Nodes() {
 		all = append(all, c.nodes[id])
@@ -154,7 +154,7 @@ func (c *Cluster) processes() []*Process {
 
 // StartAll starts what does not run.
 func (c *Cluster) StartAll() error {
-	for _, p := range c.processes() {
+	for _, p := range c.Processes() {
 		if p.Running() {
 			continue
 		}
@@ -167,10 +167,10 @@ func (c *Cluster) StartAll() error {
 
 // KillAll ends every process at once with SIGKILL: first all are signalled, then it waits for them.
 func (c *Cluster) KillAll() {
-	for _, p := range c.processes() {
+	for _, p := range c.Processes() {
 		_ = p.Signal(syscall.SIGKILL) // not running: fine
 	}
-	for _, p := range c.processes() {
+	for _, p := range c.Processes() {
 		p.Kill()
 	}
 }
@@ -178,7 +178,7 @@ func (c *Cluster) KillAll() {
 // StopAll ends every process in good order, the gateway first, the view server last.
 func (c *Cluster) StopAll() error {
 	var errs []error
-	all := c.processes()
+	all := c.Processes()
 	slices.Reverse(all)
 	for _, p := range all {
 		if p.Running() {
@@ -242,7 +242,7 @@ func (c *Cluster) AwaitSafe(ctx context.Context) error { return c.AwaitState(ctx
 // Logs are the tails of all logs.
 func (c *Cluster) Logs(n int) string {
 	var b strings.Builder
-	for _, p := range c.processes() {
+	for _, p := range c.Processes() {
 		fmt.Fprintf(&b, "--- %s (pid %d) ---\n%s\n", p.Name, p.PID(), p.LogTail(n))
 	}
 	return b.String()

@@ -36,7 +36,7 @@ type call struct {
 
 // DialNBD connects to an export, named as "nbd://HOST:PORT/EXPORT" or "nbd+unix:///EXPORT?socket=PATH".
 func DialNBD(ctx context.Context, uri string) (*NBD, error) {
-	addr, export, err := parseURI(uri)
+	addr, export, err := ParseURI(uri)
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +52,8 @@ func DialNBD(ctx context.Context, uri string) (*NBD, error) {
 	return n, nil
 }
 
-// parseURI takes an NBD URI apart.
-func parseURI(uri string) (addr, export string, err error) {
+// ParseURI takes an NBD URI apart, into what nbd.Dial wants.
+func ParseURI(uri string) (addr, export string, err error) {
 	u, err := url.Parse(uri)
 	if err != nil {
 		return "", "", fmt.Errorf("stamped: %w", err)
