@@ -3,11 +3,13 @@ package blockdev
 import (
 	"context"
 	"errors"
+
+	"lockstep/wal"
 )
 
 // BlockSize is the unit, in bytes, of checksums, of the log and of the image.
 // It is part of the storage format; never change it.
-const BlockSize = 4096
+const BlockSize = wal.BlockSize
 
 // MaxRequestBytes is the largest payload of one request that is atomic over a crash.
 const MaxRequestBytes = 32 << 20

@@ -1,0 +1,315 @@
+package blockdev
+
+import (
+	"fmt"
+	"slices"
+
+	"lockstep/wal"
+)
+
+// The applier brings committed frames from the log into the image: a run of frames is read at once, of several
+// versions of a block only the newest is written, in order of blocks, neighbours together.
+//
+// A version is not left out because a newer one waits beyond the batch: recovery may know of the batch and not of
+// the newer one's commit.
+
+const (
+	// applyBatchBytes bounds what is read from the log at once, unless a single frame is larger.
+	applyBatchBytes = 8 << 20
+	// applyBacklog is the committed but unapplied log, in blocks, at which the applier starts without waiting
+	// for its interval: batches that are too small write the same blocks again and again.
+	applyBacklog = 4 << 20 / BlockSize
+	// maxOps bounds the blocks of a batch that are sorted at once; zeroes make more blocks than bytes.
+	maxOps = 1 << 14
+	// writebackBytes is how much is written before the kernel is asked to begin with it: a checkpoint's sync then
+	// finds little to do, and the log's syncs do not wait behind a flood.
+	writebackBytes = 2 << 20
+	// gatherBytes is the largest run of scattered neighbours that is copied together for one write.
+	gatherBytes = 512 << 10
+)
+
+// batch is the applier's memory, guarded by applyMu.
+type batch struct {
+	buf    []byte // frames as they are in the log
+	ops    []applyOp
+	keys   []uint64 // block << opBits | index into ops
+	gather []byte
+
+	unsent             int // bytes written since the last StartWriteback
+	unsentLo, unsentHi int64
+}
+
+// applyOp is one block's new version. Invariant: len(ops) ≤ maxOps + MaxFrameBlocks < 1<<opBits.
+type applyOp struct {
+	block uint64
+	src   int // of the data in buf; -1 for a zero, -2 for one that keeps its space
+	loc   loc
+}
+
+const (
+	opBits    = 20
+	srcZero   = -1
+	srcNoHole = -2
+)
+
+// bound is how far the image may go (W1, B1).
+func (s *Store) bound() wal.LSN {
+	l := min(s.committed.Load(), uint64(s.log.Durable()))
+	if s.o.broken.has(applyUnrecorded) {
+		return wal.LSN(l)
+	}
+	return wal.LSN(min(l, s.recorded.Load()))
+}
+
+// backlog is the committed part of the log, in blocks, that the image does not have.
+func (s *Store) backlog() int64 {
+	return int64(s.committedPos.Load()) - int64(s.appliedPos.Load())
+}
+
+// applyBatch applies a run of frames up to the bound and tells whether there was any. applyMu is held. A crash
+// during it leaves blocks of either version, all of them behind the checkpoint in the log.
+func (s *Store) applyBatch() (bool, error) {
+	frames := s.nextFrames(s.bound())
+	if len(frames) == 0 {
+		return false, nil
+	}
+	first, last := frames[0], frames[len(frames)-1]
+	if known := min(s.committed.Load(), uint64(s.log.Durable())); uint64(last.last) > known {
+		panic(fmt.Sprintf("blockdev: W1: about to apply %d, but only %d is committed and durable", last.last, known))
+	}
+	b := &s.batch
+	if n := int(last.end-first.at) * BlockSize; n > len(b.buf) {
+		b.buf = wal.AlignedBuffer(max(n, applyBatchBytes))
+	}
+	buf := b.buf[:int(last.end-first.at)*BlockSize]
+	if err := s.log.ReadAt(buf, first.at); err != nil {
+		return false, err
+	}
+	for _, info := range frames {
+		raw := buf[int(info.at-first.at)*BlockSize : int(info.end-first.at)*BlockSize]
+		f, err := wal.ParseFrame(raw)
+		if err == nil && (f.First() != info.first || f.Sum() != info.sum) {
+			err = fmt.Errorf("another frame is where the one with record %d was", info.first)
+		}
+		if err != nil {
+			return false, fmt.Errorf("read log at record %d: %w", info.first, err)
+		}
+		if err := s.applyFrame(f, info, buf, int(info.at-first.at)*BlockSize); err != nil {
+			return false, err
+		}
+	}
+	if err := s.flushOps(buf); err != nil {
+		return false, err
+	}
+	if len(b.buf) > applyBatchBytes {
+		b.buf = nil // a rare large frame
+	}
+	s.appliedAt = checkpoint{last.last, last.end, last.sum}
+	s.mu.Lock()
+	s.pending.applied(last.last)
+	s.mu.Unlock()
+	s.applied.Store(uint64(last.last))
+	s.appliedPos.Store(uint64(last.end))
+	return true, nil
+}
+
+// nextFrames gives the oldest unapplied frames up to bound that lie side by side in the log, one batch at most.
+func (s *Store) nextFrames(bound wal.LSN) []frameInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.pending
+	s.frames = s.frames[:0]
+	for i := range p.committed {
+		f := p.frames.at(i)
+		if f.last > bound {
+			break
+		}
+		if n := len(s.frames); n > 0 &&
+			(f.at != s.frames[n-1].end || f.end-s.frames[0].at > applyBatchBytes/BlockSize || f.at%s.segBlocks == 0) {
+			break
+		}
+		s.frames = append(s.frames, *f)
+	}
+	return s.frames
+}
+
+// applyFrame adds a frame's blocks to the batch. at is where the frame is in buf.
+func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) error {
+	b := &s.batch
+	for i := range f.Records() {
+		r, _, sums := f.Record(i)
+		lsn := info.first + wal.LSN(i)
+		switch r.Kind {
+		case wal.KindView, wal.KindAttach:
+			continue
+		case wal.KindWrite:
+			pos := f.DataPos(info.at, i)
+			for k := range int(r.Count) {
+				p := pos + wal.Pos(k)
+				b.ops = append(b.ops, applyOp{
+					block: r.Block + uint64(k),
+					src:   at + int(p-info.at)*BlockSize,
+					loc:   loc{p, sums.At(k)},
+				})
+			}
+		case wal.KindZero, wal.KindTrim:
+			keep := r.Kind == wal.KindZero && r.Flags&wal.RecordNoHole != 0
+			if r.Count > maxZeroEntries {
+				if err := s.flushOps(buf); err != nil {
+					return err
+				}
+				if err := s.applyZero(r.Block, uint64(r.Count), lsn, keep); err != nil {
+					return err
+				}
+				continue
+			}
+			src := srcZero
+			if keep {
+				src = srcNoHole
+			}
+			for k := range uint64(r.Count) {
+				b.ops = append(b.ops, applyOp{r.Block + k, src, loc{pos: zeroBit | wal.Pos(lsn)}})
+			}
+		}
+		if len(b.ops) >= maxOps {
+			if err := s.flushOps(buf); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// applyZero brings one long ZERO or TRIM into the image.
+func (s *Store) applyZero(block, count uint64, lsn wal.LSN, keep bool) error {
+	if err := s.zeroImage(block, count, keep); err != nil {
+		return err
+	}
+	if err := s.sums.zero(block, count); err != nil {
+		return err
+	}
+	s.table.zeroes.applied(lsn)
+	return nil
+}
+
+func (s *Store) zeroImage(block, count uint64, keep bool) error {
+	if !keep {
+		if err := s.image.PunchHole(int64(block)*BlockSize, int64(count)*BlockSize); err != nil {
+			return fmt.Errorf("punch image: %w", err)
+		}
+		return nil
+	}
+	zeroes := s.batch.gatherBuffer()
+	clear(zeroes)
+	for count > 0 {
+		n := min(count, gatherBytes/BlockSize)
+		if err := s.writeImage(block, zeroes[:n*BlockSize]); err != nil {
+			return err
+		}
+		block, count = block+n, count-n
+	}
+	return nil
+}
+
+// flushOps writes the collected blocks: data, then sums, then the page table lets go of them (B2).
+func (s *Store) flushOps(buf []byte) error {
+	b := &s.batch
+	if len(b.ops) == 0 {
+		return nil
+	}
+	b.keys = b.keys[:0]
+	for i, op := range b.ops {
+		b.keys = append(b.keys, op.block<<opBits|uint64(i))
+	}
+	slices.Sort(b.keys)
+	// Keep the last, newest, of each block's.
+	n := 0
+	for i, k := range b.keys {
+		if i+1 == len(b.keys) || b.keys[i+1]>>opBits != k>>opBits {
+			b.keys[n] = k
+			n++
+		}
+	}
+	keys := b.keys[:n]
+	for len(keys) > 0 {
+		n, err := s.writeRun(keys, buf)
+		if err != nil {
+			return err
+		}
+		keys = keys[n:]
+	}
+	for _, k := range b.keys[:n] {
+		op := b.op(k)
+		if err := s.sums.set(op.block, op.loc.sum); err != nil {
+			return err
+		}
+	}
+	for _, k := range b.keys[:n] {
+		op := b.op(k)
+		s.table.clear(op.block, op.loc)
+	}
+	b.ops = b.ops[:0]
+	return nil
+}
+
+func (b *batch) op(key uint64) *applyOp { return &b.ops[key&(1<<opBits-1)] }
+
+// writeRun writes the longest run of neighbours of one sort at the head of keys and returns its length.
+func (s *Store) writeRun(keys []uint64, buf []byte) (int, error) {
+	b := &s.batch
+	first := b.op(keys[0])
+	n, together := 1, true
+	for ; n < len(keys); n++ {
+		op := b.op(keys[n])
+		if op.block != first.block+uint64(n) || (op.src < 0 || first.src < 0) && op.src != first.src {
+			break
+		}
+		if first.src >= 0 && op.src != first.src+n*BlockSize {
+			if (n+1)*BlockSize > gatherBytes {
+				break
+			}
+			together = false
+		}
+	}
+	switch {
+	case first.src < 0:
+		return n, s.zeroImage(first.block, uint64(n), first.src == srcNoHole)
+	case together:
+		return n, s.writeImage(first.block, buf[first.src:first.src+n*BlockSize])
+	}
+	// Only so many as fit, if the run became scattered late.
+	n = min(n, gatherBytes/BlockSize)
+	out := b.gatherBuffer()[:n*BlockSize]
+	for i := range n {
+		src := b.op(keys[i]).src
+		copy(out[i*BlockSize:], buf[src:src+BlockSize])
+	}
+	return n, s.writeImage(first.block, out)
+}
+
+func (b *batch) gatherBuffer() []byte {
+	if b.gather == nil {
+		b.gather = wal.AlignedBuffer(gatherBytes)
+	}
+	return b.gather
+}
+
+// writeImage writes blocks and paces the writeback.
+func (s *Store) writeImage(block uint64, data []byte) error {
+	off := int64(block) * BlockSize
+	if _, err := s.image.WriteAt(data, off); err != nil {
+		return fmt.Errorf("write image at block %d: %w", block, err)
+	}
+	b := &s.batch
+	end := off + int64(len(data))
+	if b.unsent == 0 {
+		b.unsentLo, b.unsentHi = off, end
+	}
+	b.unsent += len(data)
+	b.unsentLo, b.unsentHi = min(b.unsentLo, off), max(b.unsentHi, end)
+	if b.unsent >= writebackBytes {
+		s.image.StartWriteback(b.unsentLo, b.unsentHi-b.unsentLo)
+		b.unsent = 0
+	}
+	return nil
+}

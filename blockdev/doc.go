@@ -1,0 +1,120 @@
+// Package blockdev holds the Device contract (device.go) and Store, one replica's storage: a write-ahead log of
+// frames in front of a plain raw image.
+//
+// A Store takes frames (Append), makes them stable (Sync), and makes them visible when it is told that they are
+// committed (Commit). It never decides that itself. An uncommitted frame never touches the image, so rolling
+// back is cutting the log's tail (Cut), and the image is always made from a prefix of history.
+//
+// What it does not do: it knows nothing of views, peers or clients; it serialises no writers (one goroutine at a
+// time appends, syncs or cuts); it orders no reads against commits beyond "a read that begins after Commit
+// returned sees it". Single blocks are read atomically, ranges of many blocks are not.
+//
+// # A replica's directory
+//
+//	LOCK        flock, held while a Store is open
+//	meta        two 4 KiB slots with the same content (table below)
+//	meta.new    only while the directory is being formatted: renamed to meta as Format's last step
+//	data.img    raw image, exactly the volume's size, sparse
+//	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
+//	regions     8 bytes per region of RegionBytes: LSN of the last committed change, or newer
+//	wal/        the log's segments (package wal)
+//
+// data.crc and regions are padded to whole 4 KiB pages. A block with sum 0 is never looked up in the image; the
+// image is punched or zeroed all the same, so that data.img alone is the disk's content after a clean stop.
+//
+// # meta slot, version 1
+//
+//	offset  size  field
+//	     0     8  magic "LKSTMETA"
+//	     8     4  format version
+//	    12     4  crc32c of the slot with this field as zeroes
+//	    16     8  generation: grows by one with each save
+//	    24     8  volume size, bytes
+//	    32     4  block size, bytes
+//	    36     4  region size, bytes
+//	    40     8  segment size of the log, bytes
+//	    48     4  segments of the log
+//	    52     4  flags: 1 clean stop, 2 copying, 4 the log is blank
+//	    56     8  salt of the log
+//	    64     8  incarnation: how often the store was opened
+//	    72     8  checkpoint: LSN
+//	    80     8  checkpoint: log position after that LSN
+//	    88     4  checkpoint: chain
+//	    92     4  zero
+//	    96     8  commit: LSN known to be committed and stable here
+//	   104     8  clean stop: last LSN of the log, all of it stable; else 0
+//	   112     4  entries in the epoch index
+//	   116     4  bytes of protocol state
+//	   120     8  zero
+//	   128  5×64  cluster, volume, replica, volume name, boot id: a length byte, then the text
+//	   448  64×16 epoch index: epoch, first LSN
+//	  1472  2048  protocol state, opaque to the store
+//	  3520   576  zero
+//
+// Integers are little-endian. A slot that holds anything else where zeroes are due is refused.
+//
+// A save with generation g writes slot g mod 2, syncs, and then writes the same content to the other slot, which
+// the next save overwrites first. So at any moment one slot is stable and not being written to (a torn write
+// costs nothing that was promised), and soon afterwards there are two copies (a slot that rots costs nothing
+// either). A scheme that writes the slots in turn with different content cannot tell a torn newest slot from a
+// rotten one, and would go back to an older view.
+//
+// # Watermarks
+//
+//	checkpoint ≤ applied ≤ recorded ≤ min(committed, durable)   committed, durable ≤ end
+//
+// All are ends of frames. recorded is the part of the commit point that recovery will know of: the largest
+// commit LSN in a frame that is stable in this log, or the meta slot's.
+//
+// # Invariants
+//
+// Of the log and the image, as they bind here:
+//
+//   - W1 the image is written only for LSN ≤ min(committed, durable): applyBatch asserts it.
+//   - W2 what is not committed is not visible: only Commit fills the page table.
+//   - W3 a segment is reused only when its last LSN ≤ checkpoint: Checkpointed is called after B3.
+//   - W4 a cut tail cannot come back: wal.Log.Cut and Reset see to it.
+//   - W5 the first storage error poisons the store for ever: every later change fails with it (poison).
+//   - W6 what a dead process left in the page cache is synced before it is read (OpenStore).
+//   - W7 a torn tail is cut, a hole in what was stable is corruption (wal.Open).
+//
+// The store's own:
+//
+//   - B1 the image is written only for LSN ≤ recorded. So after a crash committed ≥ applied still holds, and no
+//     later Cut can leave a record in the image that is not in the log. With nothing to write that would
+//     carry the commit point into the log, the meta slot takes it (saveCommit).
+//   - B2 a block has a page-table entry from its commit until data and sum of its newest version are in the
+//     image. Clearing compares the entry with the version applied.
+//   - B3 a checkpoint at L is written to meta only after image, sums and regions, as they were with everything
+//     ≤ L applied, are synced; the log is told only after meta is.
+//   - B4 every block that Read gives was verified against its sum, from the log and from the image.
+//   - B5 regions[r] ≥ the LSN of the last committed change in region r, on disk as well for all LSN ≤ checkpoint.
+//     It may be newer than true: that costs a needless copy, never a missed one.
+//   - B6 the image and the sums are changed by one goroutine at a time (applyMu).
+//   - B7 while the copying flag is set the image is not a prefix of history; the flag goes only when everything
+//     that was copied is stable and everything committed is applied.
+//
+// # How a read finds its block without locks around I/O
+//
+// Look up the page table. With an entry, read the log at its position; without, read the sum, then the image.
+// If the sum matches, that is a version which was the newest at some moment during the read: a log position is
+// never used twice, and an image block changes only while it has an entry. If it does not match, look up again:
+// a changed entry or sum means that applier or committer came in between, and the read is tried again; the
+// same entry and sum mean that the block is bad.
+//
+// # What a crash leaves
+//
+//	during               found at the next open
+//	Format               meta.new and no meta: not a replica; Format starts over
+//	Append               frames after the last sync, or not: wal.Open finds the end, W4, W7
+//	apply                blocks and sums of either version, torn even, all of them ≤ recorded and > checkpoint:
+//	                     recovery puts them into the page table again, and they are applied again
+//	checkpoint           before the meta save is stable, the old checkpoint, with its frames all there;
+//	                     after it, the new one
+//	meta save            the slot not being written to: the old state or, from the slot synced, the new
+//	Cut                  the old end or the new one (W4); the commit point is in meta before the log is touched
+//	BeginCopy            before its meta save, the old state; after it, flag 4 makes the open finish the reset
+//	WriteRegion          regions of either version; the copying flag stays, and they are copied again
+//	EndCopy              copying with everything stable, or no longer copying
+//	Close                not a clean stop, nothing else
+package blockdev

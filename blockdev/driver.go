@@ -1,0 +1,91 @@
+package blockdev
+
+import (
+	"time"
+
+	"lockstep/wal"
+)
+
+const (
+	// applyInterval is how long committed frames wait for more to come with them.
+	applyInterval = 100 * time.Millisecond
+	// quietIntervals without a commit make the store bring everything into the image and checkpoint, so that the
+	// next start has nothing to recover.
+	quietIntervals = 20
+	// checkpointShare: a checkpoint is due when this part of the log was applied since the last.
+	checkpointShare = 8
+)
+
+// drive is the thin driver of applier and checkpoints: it decides when, step does the work. It ends by Close, or
+// when the store is poisoned.
+func (s *Store) drive() {
+	defer close(s.stopped)
+	ticker := time.NewTicker(applyInterval)
+	defer ticker.Stop()
+	last, quiet := s.committed.Load(), 0
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.kick:
+			quiet = 0
+		case <-ticker.C:
+			quiet++
+			if now := s.committed.Load(); now != last {
+				last, quiet = now, 0
+			}
+		}
+		for did := true; did; {
+			select {
+			case <-s.stop:
+				return
+			default:
+			}
+			var err error
+			if did, err = s.step(quiet >= quietIntervals); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// wake makes the driver look for work now.
+func (s *Store) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Step does the next piece of background work of a store opened with Manual, and tells whether there was any: a batch
+// applied, a commit point recorded, or a checkpoint. It does all that can be done, as if the store were idle for
+// long.
+func (s *Store) Step() (did bool, err error) { return s.step(true) }
+
+// step does one piece of work. Unless it is urgent (there is no room, or the store is idle) it leaves what would
+// cost a sync now and less later.
+func (s *Store) step(idle bool) (bool, error) {
+	urgent := idle || s.wantRoom.Load()
+	if urgent && wal.LSN(s.committed.Load()) > s.log.Durable() {
+		// Sync mode flush: nobody else may sync for long.
+		return true, s.Sync()
+	}
+	s.applyMu.Lock()
+	defer s.applyMu.Unlock()
+	if err := s.Err(); err != nil {
+		return false, err
+	}
+	if did, err := s.applyBatch(); err != nil {
+		return false, s.poison(err)
+	} else if did {
+		return true, nil
+	}
+	if urgent && min(s.committed.Load(), uint64(s.log.Durable())) > s.recorded.Load() {
+		return true, s.recordCommit()
+	}
+	since := int64(s.appliedAt.Pos - s.checkpointAt)
+	if s.applied.Load() > s.checkpointed.Load() && (urgent || since >= s.logBlocks/checkpointShare) {
+		return true, s.checkpoint(nil)
+	}
+	return false, nil
+}

@@ -1,0 +1,73 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+
+	"lockstep/wal"
+)
+
+// Errors of formatting and opening a replica's directory.
+var (
+	// ErrNotReplica is returned for a directory that holds no replica, or a half-formatted one.
+	ErrNotReplica = errors.New("not a replica directory; format it first")
+	// ErrExists is returned by Format for a directory that holds a replica already.
+	ErrExists = errors.New("directory holds a replica already; remove it by hand if its data is not needed")
+	// ErrNotEmpty is returned by Format for a directory with foreign files, or a replica that lost its meta file.
+	ErrNotEmpty = errors.New("directory is not empty and not half-formatted; choose an empty one")
+	// ErrInUse is returned when another process, or another Store of this one, has the replica open.
+	ErrInUse = errors.New("replica is in use by another process; stop that first")
+)
+
+// Errors of an open store's methods. None of them poisons it.
+var (
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("blockdev: store is closed")
+	// ErrBelowCommit refuses to cut committed records (I6).
+	ErrBelowCommit = errors.New("blockdev: refusing to cut below the commit point")
+	// ErrNotFrameEnd refuses an LSN that is not the last one of a frame.
+	ErrNotFrameEnd = errors.New("blockdev: lsn is not the end of a frame")
+	// ErrOldEpoch refuses a frame of an epoch below the log's last one.
+	ErrOldEpoch = errors.New("blockdev: epoch of the frame is older than the log's")
+	// ErrCopying refuses what makes no sense while, or unless, the image is being copied.
+	ErrCopying = errors.New("blockdev: image is being copied")
+	// ErrNotCopying refuses region writes into an image that is a prefix of history.
+	ErrNotCopying = errors.New("blockdev: image is not being copied")
+	// ErrCopyBehind refuses to end a copy whose regions are newer than what is committed and stable here.
+	ErrCopyBehind = errors.New("blockdev: log is not yet beyond the copied regions")
+	// ErrStale refuses a repair with data that may be older than the block is.
+	ErrStale = errors.New("blockdev: block changed since the repair data was read; read it again")
+)
+
+// VersionError tells of a meta file that a newer program wrote.
+type VersionError struct{ Found, Known uint32 }
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("meta has format version %d, this program knows up to %d; use a newer one", e.Found, e.Known)
+}
+
+// DamagedError tells of a replica whose files do not fit together. Its data cannot be trusted; it can be
+// formatted again and recruited from another member.
+type DamagedError struct {
+	File string // within the replica's directory
+	What string
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("%s: %s; restore the file, or remove the replica and let it be copied from another member", e.File, e.What)
+}
+
+// CorruptBlockError tells that a block's content does not match its checksum (P6). Other blocks are fine.
+type CorruptBlockError struct {
+	Block uint64
+	InLog bool    // else in the image
+	Pos   wal.Pos // where in the log
+}
+
+func (e *CorruptBlockError) Error() string {
+	where := "image"
+	if e.InLog {
+		where = fmt.Sprintf("log position %d", e.Pos)
+	}
+	return fmt.Sprintf("blockdev: block %d is corrupt (%s)", e.Block, where)
+}

@@ -1,0 +1,41 @@
+package blockdev
+
+import (
+	"time"
+
+	"lockstep/wal"
+)
+
+// Event is something that an operator or a metric may want to know of. Events are given to
+// StoreOptions.OnEvent, from any goroutine; the callback must not block and not call the store.
+type Event interface{ event() }
+
+// EventRecovered is emitted once by OpenStore.
+type EventRecovered struct {
+	Checkpoint, Committed, End wal.LSN
+	Clean                      bool              // the last stop was one
+	Torn                       bool              // pieces of unfinished frames were cut
+	Corruption                 *wal.CorruptError // what CutAlways cut, or nil
+	Took                       time.Duration
+}
+
+// EventCheckpoint follows each checkpoint.
+type EventCheckpoint struct {
+	LSN  wal.LSN
+	Took time.Duration
+}
+
+// EventPoisoned is emitted at most once: the store takes no more changes (W5).
+type EventPoisoned struct{ Err error }
+
+// EventCorruptBlock is emitted for each read that met a bad block.
+type EventCorruptBlock struct{ Err *CorruptBlockError }
+
+// EventRepaired follows a successful Repair.
+type EventRepaired struct{ Block uint64 }
+
+func (EventRecovered) event()    {}
+func (EventCheckpoint) event()   {}
+func (EventPoisoned) event()     {}
+func (EventCorruptBlock) event() {}
+func (EventRepaired) event()     {}

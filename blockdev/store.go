@@ -1,0 +1,391 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"lockstep/wal"
+	"lockstep/wal/vfs"
+)
+
+// Store is one replica's storage. doc.go has its rules.
+//
+// Appends, syncs and cuts come from one goroutine at a time, but that Sync may run beside Append. Everything else
+// may be called from any goroutine.
+type Store struct {
+	o         StoreOptions
+	id        Identity
+	salt      uint64
+	segBlocks wal.Pos
+	logBlocks int64
+	clean     bool // was the last stop clean
+	sameBoot  bool
+	lock      io.Closer
+	meta      *metaFile
+	image     vfs.File
+	sums      *sumTable
+	regions   *regionTable
+	log       *wal.Log
+	table     pageTable
+
+	// mu guards what Append, Commit and Cut share. It is not held during I/O.
+	mu      sync.Mutex
+	pending pendingFrames
+	epochs  EpochIndex
+	carried wal.LSN // largest commit LSN in an appended frame
+	cuts    uint64  // calls of Cut that changed the log
+
+	// Watermarks, raised by the one who holds what is said; read by anybody.
+	committed    atomic.Uint64 // under mu
+	committedPos atomic.Uint64 // under mu; where the committed part of the log ends
+	recorded     atomic.Uint64 // under mu (B1)
+	applied      atomic.Uint64 // under applyMu
+	appliedPos   atomic.Uint64 // under applyMu
+	checkpointed atomic.Uint64 // under applyMu
+	copyAsOf     atomic.Uint64 // newest asOf of a WriteRegion in this run
+
+	// applyMu is held by whoever changes the image, the sums or the checkpoint (B6).
+	applyMu      sync.Mutex
+	appliedAt    checkpoint // of the last frame applied
+	checkpointAt wal.Pos
+	batch        batch
+	frames       []frameInfo // of the batch
+
+	wantRoom atomic.Bool   // somebody found the log full
+	kick     chan struct{} // wakes the driver
+	stop     chan struct{}
+	stopped  chan struct{}
+
+	failMu sync.Mutex // guards err; taken last
+	err    error
+	failed chan struct{}
+	closed atomic.Bool
+}
+
+// StoreOptions says how a store is opened.
+type StoreOptions struct {
+	FS  vfs.FS
+	Dir string
+	// BootID names the machine's boot; default: the kernel's.
+	BootID string
+	// Manual leaves applying and checkpoints to the caller, who calls Step. Otherwise one goroutine does it.
+	Manual bool
+	// CutAlways opens a log with a hole in what was stable (W7) by cutting it there, for a replica that will be
+	// brought up to date by others before it counts.
+	CutAlways bool
+	// OnEvent is told what happens; see Event.
+	OnEvent func(Event)
+	// OnRoom is called after a checkpoint that made room in the log for somebody who found it full. It must not
+	// block.
+	OnRoom func()
+
+	broken mutation // tests only: rules not kept
+}
+
+// Marks are the watermarks of doc.go, all of them ends of frames but First.
+type Marks struct {
+	First      wal.LSN // oldest record that ReadFrames can give; End+1 if none
+	Checkpoint wal.LSN
+	Applied    wal.LSN
+	Committed  wal.LSN
+	Durable    wal.LSN
+	End        wal.LSN
+}
+
+// OpenStore opens a replica and recovers it: afterwards everything is committed that was known to be, and what lies
+// behind in the log waits for Commit or Cut. Errors name the directory and wrap ErrNotReplica, ErrInUse,
+// *VersionError, *DamagedError, wal's errors, or the file system's.
+func OpenStore(o StoreOptions) (*Store, error) {
+	if o.BootID == "" {
+		o.BootID = kernelBootID()
+	}
+	s := &Store{
+		o: o, kick: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		failed: make(chan struct{}),
+	}
+	if err := s.open(); err != nil {
+		s.closeFiles()
+		return nil, fmt.Errorf("blockdev: open %s: %w", o.Dir, err)
+	}
+	if o.Manual {
+		close(s.stopped)
+	} else {
+		go s.drive() // until Close; blocks on storage only
+	}
+	return s, nil
+}
+
+func kernelBootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	id := strings.TrimSpace(string(b))
+	return id[:min(len(id), MaxTextBytes)]
+}
+
+func (s *Store) open() error {
+	began := time.Now()
+	if err := s.openFiles(); err != nil {
+		return err
+	}
+	m := s.meta.get()
+	s.id, s.salt = m.ID, m.Salt
+	s.segBlocks = wal.Pos(m.Segment / BlockSize)
+	s.logBlocks = int64(s.segBlocks) * int64(m.Segments)
+	s.clean = m.Flags&flagClean != 0
+	s.sameBoot = m.BootID != "" && m.BootID == s.o.BootID
+	s.setMarks(m.Checkpoint)
+	s.epochs = slices.Clone(m.Epochs)
+	rec, err := s.openLog(m)
+	if err != nil {
+		return err
+	}
+	err = s.meta.save(func(m *meta) {
+		m.Incarnation++
+		m.BootID = s.o.BootID
+		m.Flags &^= flagClean | flagBlank // wal.Open finished the blanking
+		m.CleanEnd = 0
+		if rec.Corruption != nil {
+			m.Flags |= flagCopying // the image may hold records that the log lost
+			m.Commit = rec.Commit
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.emit(EventRecovered{
+		Checkpoint: m.Checkpoint.LSN, Committed: wal.LSN(s.committed.Load()), End: s.log.End(),
+		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: time.Since(began),
+	})
+	return nil
+}
+
+// setMarks makes c the point up to which everything is applied and committed.
+func (s *Store) setMarks(c checkpoint) {
+	s.appliedAt, s.checkpointAt = c, c.Pos
+	for _, mark := range []*atomic.Uint64{&s.committed, &s.recorded, &s.applied, &s.checkpointed} {
+		mark.Store(uint64(c.LSN))
+	}
+	s.carried = c.LSN
+	s.committedPos.Store(uint64(c.Pos))
+	s.appliedPos.Store(uint64(c.Pos))
+}
+
+func (s *Store) openFiles() error {
+	names, err := s.o.FS.List(s.o.Dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !slices.Contains(names, metaName) {
+		return ErrNotReplica
+	} else if err != nil {
+		return err
+	}
+	s.lock, err = s.o.FS.Lock(path.Join(s.o.Dir, lockName))
+	if errors.Is(err, vfs.ErrLocked) {
+		return ErrInUse
+	} else if err != nil {
+		return err
+	}
+	f, err := s.o.FS.Open(path.Join(s.o.Dir, metaName))
+	if err != nil {
+		return err
+	}
+	if s.meta, err = openMeta(f); err != nil {
+		f.Close()
+		return err
+	}
+	size := s.meta.get().ID.Size
+	if s.image, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
+		return err
+	}
+	if f, err = openFile(s.o.FS, s.o.Dir, sumsName, sumsFileSize(size)); err != nil {
+		return err
+	}
+	s.sums = newSumTable(f, size)
+	if f, err = openFile(s.o.FS, s.o.Dir, regionsName, regionsFileSize(size)); err != nil {
+		return err
+	}
+	if s.regions, err = openRegions(f, size); err != nil {
+		f.Close()
+	}
+	return err
+}
+
+// closeFiles closes what is open, without a sync.
+func (s *Store) closeFiles() error {
+	s.failMu.Lock()
+	if s.err == nil {
+		s.err = ErrClosed
+	}
+	s.failMu.Unlock()
+	var errs []error
+	if s.log != nil {
+		errs = append(errs, s.log.Close())
+	}
+	if s.regions != nil {
+		errs = append(errs, s.regions.f.Close())
+	}
+	if s.sums != nil {
+		errs = append(errs, s.sums.f.Close())
+	}
+	if s.image != nil {
+		errs = append(errs, s.image.Close())
+	}
+	if s.meta != nil {
+		errs = append(errs, s.meta.f.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close applies and checkpoints what is committed, notes a clean stop, and closes. No other call may be under way.
+// A poisoned store is closed as it is, and Close returns what poisoned it. Calling Close again does nothing.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	if !s.o.Manual {
+		close(s.stop)
+	}
+	<-s.stopped
+	err := s.Err()
+	if err == nil {
+		err = s.settle(func(m *meta) {
+			m.Flags |= flagClean
+			m.CleanEnd = s.log.End()
+		})
+	}
+	return errors.Join(err, s.closeFiles())
+}
+
+// Abandon closes the files as they are, as if the process died: nothing is synced, applied or noted.
+func (s *Store) Abandon() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	if !s.o.Manual {
+		close(s.stop)
+	}
+	<-s.stopped
+	return s.closeFiles()
+}
+
+// Identity is what the replica was formatted as.
+func (s *Store) Identity() Identity { return s.id }
+
+// Blocks is the volume's size in blocks.
+func (s *Store) Blocks() uint64 { return s.id.Size / BlockSize }
+
+// Salt is what frames of this volume carry.
+func (s *Store) Salt() uint64 { return s.salt }
+
+// Incarnation grows by one each time the store is opened.
+func (s *Store) Incarnation() uint64 { return s.meta.get().Incarnation }
+
+// CleanStart tells that the store was closed, not crashed, before it was opened.
+func (s *Store) CleanStart() bool { return s.clean }
+
+// SameBoot tells that the machine did not restart between the last run and this one: what was written then, synced
+// or not, was not lost.
+func (s *Store) SameBoot() bool { return s.sameBoot }
+
+// Protocol is what SaveProtocol stored last; nil after Format. Not to be changed.
+func (s *Store) Protocol() []byte { return s.meta.get().Protocol }
+
+// SaveProtocol replaces the protocol state, of up to MaxProtocolBytes. It is stable on return; a crash before
+// leaves the old or the new.
+func (s *Store) SaveProtocol(b []byte) error {
+	if len(b) > MaxProtocolBytes {
+		return fmt.Errorf("blockdev: protocol state of %d bytes exceeds %d", len(b), MaxProtocolBytes)
+	}
+	b = slices.Clone(b)
+	return s.saveMeta(func(m *meta) { m.Protocol = b })
+}
+
+// saveMeta saves and poisons the store if that fails.
+func (s *Store) saveMeta(change func(*meta)) error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if err := s.meta.save(change); err != nil {
+		return s.poison(err)
+	}
+	return nil
+}
+
+// Marks gives all watermarks. They are read one after the other, from the lowest up: each was true at some moment.
+func (s *Store) Marks() Marks {
+	return Marks{
+		First:      s.log.First(),
+		Checkpoint: wal.LSN(s.checkpointed.Load()),
+		Applied:    wal.LSN(s.applied.Load()),
+		Committed:  wal.LSN(s.committed.Load()),
+		Durable:    s.log.Durable(),
+		End:        s.log.End(),
+	}
+}
+
+// EndSum is the chain that the next frame must have.
+func (s *Store) EndSum() uint32 { return s.log.EndSum() }
+
+// Epochs is the epoch index of the whole log.
+func (s *Store) Epochs() EpochIndex {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.epochs)
+}
+
+// EpochAt is the epoch of a record; false for one beyond the end or too old.
+func (s *Store) EpochAt(l wal.LSN) (wal.Epoch, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l > s.log.End() {
+		return 0, false
+	}
+	return s.epochs.At(l)
+}
+
+// Copying tells that the image is not a prefix of history (B7).
+func (s *Store) Copying() bool { return s.meta.get().Flags&flagCopying != 0 }
+
+// Err is what poisoned the store (W5), ErrClosed after Close, or nil.
+func (s *Store) Err() error {
+	s.failMu.Lock()
+	defer s.failMu.Unlock()
+	return s.err
+}
+
+// Failed is closed when the store is poisoned.
+func (s *Store) Failed() <-chan struct{} { return s.failed }
+
+// poison makes the first storage error the answer to every later change (W5).
+func (s *Store) poison(err error) error {
+	s.failMu.Lock()
+	first := s.err == nil
+	if first {
+		s.err = fmt.Errorf("blockdev: storage of replica in %s failed, it takes no more changes: %w", s.o.Dir, err)
+		close(s.failed)
+	}
+	err = s.err
+	s.failMu.Unlock()
+	if first {
+		s.emit(EventPoisoned{err})
+	}
+	return err
+}
+
+func (s *Store) emit(e Event) {
+	if s.o.OnEvent != nil {
+		s.o.OnEvent(e)
+	}
+}

@@ -1,0 +1,234 @@
+package blockdev
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"lockstep/wal/vfs"
+)
+
+const (
+	sumsPerPage  = pageSize / 4
+	wordsPerPage = pageSize / 8
+	pageSize     = 4096
+	// maxSumPages is how many pages of data.crc stay in memory: 32 MiB, the sums of 32 GiB of volume.
+	maxSumPages = 8192
+)
+
+func sumsFileSize(volume uint64) int64 {
+	return int64((volume/BlockSize+sumsPerPage-1)/sumsPerPage) * pageSize
+}
+
+// sumTable is data.crc with a cache of its pages. Readers take no lock for a page that is loaded. One goroutine
+// at a time changes sums (B6).
+//
+// Pages may reach the disk at any time: whatever differs from the last checkpoint is still in the log. Dirty
+// pages are written, not synced, when there are too many, and by each checkpoint.
+type sumTable struct {
+	f     vfs.File
+	limit int
+	pages []atomic.Pointer[sumPage]
+
+	mu       sync.Mutex // guards everything below, and the dirty flags
+	resident []int      // indexes of loaded pages, in no order
+	dirty    []int
+	hand     int    // of the clock that picks a page to drop
+	drops    uint64 // how often a page was dropped
+	buf      [pageSize]byte
+}
+
+// sumPage holds two sums per word, the even block's in the lower half, so that readers can load a sum while its
+// neighbour is changed.
+type sumPage struct {
+	words [wordsPerPage]atomic.Uint64
+	used  atomic.Bool // since the clock's hand came by
+	dirty bool        // guarded by sumTable.mu; a dirty page is not dropped
+}
+
+func (p *sumPage) get(i uint64) uint32 { return uint32(p.words[i/2].Load() >> (i % 2 * 32)) }
+
+func (p *sumPage) set(i uint64, sum uint32) {
+	w := &p.words[i/2]
+	shift := i % 2 * 32
+	w.Store(w.Load()&^(0xffffffff<<shift) | uint64(sum)<<shift)
+}
+
+func newSumTable(f vfs.File, volume uint64) *sumTable {
+	return &sumTable{f: f, limit: maxSumPages, pages: make([]atomic.Pointer[sumPage], sumsFileSize(volume)/pageSize)}
+}
+
+// get fills dst with the sums of the blocks from block on.
+func (t *sumTable) get(block uint64, dst []uint32) error {
+	for len(dst) > 0 {
+		p, err := t.page(int(block / sumsPerPage))
+		if err != nil {
+			return err
+		}
+		at := block % sumsPerPage
+		n := min(len(dst), int(sumsPerPage-at))
+		for i := range n {
+			dst[i] = p.get(at + uint64(i))
+		}
+		block += uint64(n)
+		dst = dst[n:]
+	}
+	return nil
+}
+
+// page returns a page that may be dropped while the caller reads it: it then sees the sums as they were.
+func (t *sumTable) page(i int) (*sumPage, error) {
+	if p := t.pages[i].Load(); p != nil {
+		if !p.used.Load() {
+			p.used.Store(true)
+		}
+		return p, nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.loadLocked(i)
+}
+
+// loadLocked reads the page without the lock, which it gives up meanwhile.
+func (t *sumTable) loadLocked(i int) (*sumPage, error) {
+	for {
+		if p := t.pages[i].Load(); p != nil {
+			return p, nil
+		}
+		drops := t.drops
+		t.mu.Unlock()
+		p := new(sumPage)
+		b := pageBuffers.Get().(*[pageSize]byte)
+		_, err := t.f.ReadAt(b[:], int64(i)*pageSize)
+		for j := range p.words {
+			p.words[j].Store(binary.LittleEndian.Uint64(b[j*8:]))
+		}
+		pageBuffers.Put(b)
+		t.mu.Lock()
+		if err != nil {
+			return nil, fmt.Errorf("read checksums: %w", err)
+		}
+		if t.pages[i].Load() == nil && t.drops == drops {
+			t.makeRoomLocked()
+			t.resident = append(t.resident, i)
+			t.pages[i].Store(p)
+		}
+		// Otherwise somebody may have loaded, changed, written and dropped the page since it was read.
+	}
+}
+
+// pageBuffers are for reading pages, which need not be fast.
+var pageBuffers = sync.Pool{New: func() any { return new([pageSize]byte) }}
+
+// makeRoomLocked drops a clean page that was not used lately, if the limit is reached and there is one.
+func (t *sumTable) makeRoomLocked() {
+	for range 2 * len(t.resident) {
+		if len(t.resident) < t.limit {
+			return
+		}
+		t.hand = (t.hand + 1) % len(t.resident)
+		i := t.resident[t.hand]
+		p := t.pages[i].Load()
+		if p.dirty || p.used.Swap(false) {
+			continue
+		}
+		t.dropLocked(t.hand)
+	}
+}
+
+func (t *sumTable) dropLocked(at int) {
+	t.pages[t.resident[at]].Store(nil)
+	t.resident[at] = t.resident[len(t.resident)-1]
+	t.resident = t.resident[:len(t.resident)-1]
+	t.drops++
+}
+
+// set changes one sum.
+func (t *sumTable) set(block uint64, sum uint32) error {
+	p, err := t.pageForWrite(int(block / sumsPerPage))
+	if err != nil {
+		return err
+	}
+	p.set(block%sumsPerPage, sum)
+	return nil
+}
+
+// pageForWrite returns a page that stays until it is written back.
+func (t *sumTable) pageForWrite(i int) (*sumPage, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, err := t.loadLocked(i)
+	if err != nil {
+		return nil, err
+	}
+	if !p.dirty {
+		if len(t.dirty) >= t.limit/2 {
+			if err := t.writeLocked(); err != nil {
+				return nil, err
+			}
+		}
+		p.dirty = true
+		t.dirty = append(t.dirty, i)
+	}
+	return p, nil
+}
+
+// zero sets the sums of a range to 0. Whole pages are punched out of the file, so that a huge range is cheap.
+func (t *sumTable) zero(block, count uint64) error {
+	from, to := (block+sumsPerPage-1)/sumsPerPage, (block+count)/sumsPerPage
+	for b := block; b < block+count; b++ {
+		if from < to && b == from*sumsPerPage {
+			b = to * sumsPerPage
+			if b == block+count {
+				break
+			}
+		}
+		if err := t.set(b, 0); err != nil {
+			return err
+		}
+	}
+	if from >= to {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	within := func(i int) bool { return uint64(i) >= from && uint64(i) < to }
+	t.dirty = slices.DeleteFunc(t.dirty, within)
+	for at := 0; at < len(t.resident); {
+		if within(t.resident[at]) {
+			t.dropLocked(at)
+		} else {
+			at++
+		}
+	}
+	t.drops++ // also for pages being loaded just now
+	if err := t.f.PunchHole(int64(from)*pageSize, int64(to-from)*pageSize); err != nil {
+		return fmt.Errorf("punch checksums: %w", err)
+	}
+	return nil
+}
+
+// write brings all dirty pages to the file. Nobody changes sums meanwhile.
+func (t *sumTable) write() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.writeLocked()
+}
+
+func (t *sumTable) writeLocked() error {
+	slices.Sort(t.dirty)
+	for _, i := range t.dirty {
+		p := t.pages[i].Load()
+		for j := range p.words {
+			binary.LittleEndian.PutUint64(t.buf[j*8:], p.words[j].Load())
+		}
+		if _, err := t.f.WriteAt(t.buf[:], int64(i)*pageSize); err != nil {
+			return fmt.Errorf("write checksums: %w", err)
+		}
+		p.dirty = false
+	}
+	t.dirty = t.dirty[:0]
+	return nil
+}
