@@ -1,0 +1,132 @@
+package memfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+)
+
+// file is an open file.
+type file struct {
+	fs     *FS
+	n      *node
+	name   string
+	closed bool // guarded by fs.mu
+}
+
+func (f *file) check(op string, off, n int64) error {
+	if f.closed {
+		return &fs.PathError{Op: op, Path: f.name, Err: fs.ErrClosed}
+	}
+	if off < 0 || n < 0 {
+		return &fs.PathError{Op: op, Path: f.name, Err: fmt.Errorf("offset %d, length %d", off, n)}
+	}
+	return nil
+}
+
+func (f *file) ReadAt(b []byte, off int64) (int, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.check("read", off, 0); err != nil {
+		return 0, err
+	}
+	if f.fs.onRead != nil {
+		if err := f.fs.onRead(f.name, off, len(b)); err != nil {
+			return 0, &fs.PathError{Op: "read", Path: f.name, Err: err}
+		}
+	}
+	n := f.n.now.read(b, off)
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *file) WriteAt(b []byte, off int64) (int, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.check("write", off, 0); err != nil {
+		return 0, err
+	}
+	err := f.fs.count("write", f.name)
+	if errors.Is(err, ErrStopped) {
+		return 0, err
+	}
+	if err != nil {
+		b = b[:len(b)/2/sectorBytes*sectorBytes]
+	}
+	f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(len(b))}, slices.Clone(b))
+	return len(b), err
+}
+
+func (f *file) Truncate(size int64) error {
+	return f.change(Op{Kind: "truncate", Name: f.name, Len: size})
+}
+
+func (f *file) PunchHole(off, n int64) error {
+	return f.change(Op{Kind: "punch", Name: f.name, Off: off, Len: n})
+}
+
+func (f *file) change(op Op) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.check(op.Kind, op.Off, op.Len); err != nil {
+		return err
+	}
+	if err := f.fs.count(op.Kind, f.name); err != nil {
+		return err
+	}
+	f.fs.changeFile(f.n, op, nil)
+	return nil
+}
+
+func (f *file) Size() (int64, error) {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	return f.n.now.size, f.check("stat", 0, 0)
+}
+
+func (f *file) Sync() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.check("sync", 0, 0); err != nil {
+		return err
+	}
+	if err := f.fs.count("sync", f.name); err != nil {
+		if !errors.Is(err, ErrStopped) {
+			lose(f.n.pending)
+		}
+		return err
+	}
+	f.n.sync()
+	return nil
+}
+
+// sync makes the pending changes stable but for those that a failed sync lost; a lost one is of no consequence any
+// more where something newer is written over it.
+func (n *node) sync() {
+	var lost []*change
+	for _, c := range n.pending {
+		if c.lost {
+			lost = append(lost, c)
+			continue
+		}
+		c.apply(stableSide, nil)
+		lost = slices.DeleteFunc(lost, func(old *change) bool {
+			return c.op.Kind == "truncate" || old.op.Off < c.op.Off+c.op.Len && c.op.Off < old.op.Off+old.op.Len
+		})
+	}
+	n.pending = lost
+}
+
+func (f *file) StartWriteback(off, n int64) {}
+
+func (f *file) Close() error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	err := f.check("close", 0, 0)
+	f.closed = true
+	return err
+}
