@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,6 +33,12 @@ type ServerOptions struct {
 	HandshakeTimeout    time.Duration // from accept to the end of the handshake
 	MaxInFlight         int           // requests of one connection, at least 128
 	MaxInFlightBytes    int64         // payload of one connection's requests, at least 64 MiB
+
+	// MaxUnread closes a connection when its reader comes back from back-pressure (a Submit that took long, or a wait
+	// for replies to leave) after more than this. What the client sent meanwhile may be old: a client that gave up and
+	// repeated it on another connection must not have the original ordered after the repetition. Only for clients that
+	// reconnect; 0 turns it off.
+	MaxUnread time.Duration
 
 	// OnEvent is told what happens; it must not block. nil is allowed.
 	OnEvent func(Event)
@@ -62,8 +69,8 @@ func (o *ServerOptions) Validate() error {
 		return fmt.Errorf("nbd: MaxClients is %d, must be at least 1", o.MaxClients)
 	case o.MaxClientsPerExport < 0:
 		return fmt.Errorf("nbd: MaxClientsPerExport is %d, must not be negative", o.MaxClientsPerExport)
-	case o.HandshakeTimeout < 0:
-		return fmt.Errorf("nbd: HandshakeTimeout is %v, must not be negative", o.HandshakeTimeout)
+	case o.HandshakeTimeout < 0 || o.MaxUnread < 0:
+		return fmt.Errorf("nbd: HandshakeTimeout is %v and MaxUnread %v, must not be negative", o.HandshakeTimeout, o.MaxUnread)
 	case o.MaxInFlight < 128:
 		return fmt.Errorf("nbd: MaxInFlight is %d, must be at least 128", o.MaxInFlight)
 	case o.MaxInFlightBytes < maxPayloadBytes:
@@ -72,10 +79,20 @@ func (o *ServerOptions) Validate() error {
 	return nil
 }
 
+// Stats are totals since the server was made. A connection adds to them once per burst.
+type Stats struct {
+	Clients      int    // now
+	Requests     uint64 // given to devices
+	BytesRead    uint64
+	BytesWritten uint64
+}
+
 // Server serves exports to NBD clients.
 type Server struct {
 	opts ServerOptions
 	pool buffers
+
+	requests, bytesRead, bytesWritten atomic.Uint64
 
 	// ctx ends when Close is called; it is given to the Exporter and to Device.Attach.
 	ctx    context.Context
@@ -158,6 +175,17 @@ func (s *Server) ServeTransmission(nc net.Conn, e Export) error {
 		return fmt.Errorf("nbd: serve %q: %w", e.Name, ErrServerClosed)
 	}
 	return c.serveAttached(e)
+}
+
+// Stats gives the totals.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	clients := len(s.conns)
+	s.mu.Unlock()
+	return Stats{
+		Clients: clients, Requests: s.requests.Load(),
+		BytesRead: s.bytesRead.Load(), BytesWritten: s.bytesWritten.Load(),
+	}
 }
 
 // start serves a client in a goroutine, which ends with the connection: Close and Shutdown see to that.

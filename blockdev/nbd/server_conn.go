@@ -23,6 +23,7 @@ const (
 var (
 	errDisconnected = errors.New("nbd: client disconnected") // as it should: DISC
 	errStopped      = errors.New("nbd: server is shutting down")
+	errUnread       = errors.New("nbd: connection was not read for too long, what is in it may be stale; the client may reconnect")
 )
 
 // ticket is a request of a connection, from its header to its reply. It is its slot's for ever.
@@ -57,6 +58,9 @@ type conn struct {
 	admitted int64               // bytes of all tickets ever taken
 	seen     int64               // released, as the reader knows it
 	counts   Event               // totals
+	stale    bool                // what the client has sent since may be too old to be ordered (MaxUnread)
+
+	burstRead, burstWritten uint64 // bytes of the burst
 
 	// tickets never moves: its Requests are known to the device.
 	tickets []ticket

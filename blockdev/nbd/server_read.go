@@ -61,11 +61,10 @@ func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 			c.taken-- // drain must not wait for its reply; the slot is not needed any more
 			return err
 		}
-		c.counts.BytesWritten += uint64(payload)
+		c.burstWritten += uint64(payload)
 	} else {
-		c.counts.BytesRead += uint64(payload)
+		c.burstRead += uint64(payload)
 	}
-	c.counts.Requests++
 	t.inDevice = true
 	c.burst = append(c.burst, &t.req)
 	return nil
@@ -75,7 +74,9 @@ func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 func (c *conn) receive(data []byte) error {
 	if len(data) > len(c.in.buffered()) {
 		if len(data) >= directBytes {
-			c.submit()
+			if err := c.handOver(); err != nil {
+				return err
+			}
 			return c.readError(c.in.readFull(data))
 		}
 		for len(data) > len(c.in.buffered()) {
@@ -89,30 +90,51 @@ func (c *conn) receive(data []byte) error {
 	return nil
 }
 
-// refuse answers a request without the device. The payload, if there is one, is dropped, so that the stream stays in
-// step (N1).
+// refuse answers a request without the device. The payload, if there is one, is dropped first, so that the stream stays
+// in step (N1); a client is not prepared to get an answer to what it is still sending.
 func (c *conn) refuse(t *ticket, h protocol.TransmissionRequestHeader, refusal error) error {
+	if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
+		if err := c.drop(uint64(h.Length)); err != nil {
+			c.taken--
+			return err
+		}
+	}
 	c.mu.Lock()
 	c.replyLocked(t, errnoOf(t.req.Op, refusal))
 	c.mu.Unlock()
 	c.replied = true
-	if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
-		if uint64(h.Length) > uint64(len(c.in.buffered())) {
-			c.submit()
-		}
-		return c.readError(c.in.discard(uint64(h.Length)))
-	}
 	return nil
+}
+
+// drop reads n bytes of the stream for nothing.
+func (c *conn) drop(n uint64) error {
+	if n > uint64(len(c.in.buffered())) {
+		if err := c.handOver(); err != nil {
+			return err
+		}
+	}
+	return c.readError(c.in.discard(n))
 }
 
 // fill waits for more from the client, after it has handed over what there is.
 func (c *conn) fill(want int) error {
-	c.submit()
+	if err := c.handOver(); err != nil {
+		return err
+	}
 	err := c.readError(c.in.fill(want))
 	if err == io.EOF && len(c.in.buffered()) > 0 {
 		err = io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// handOver comes before every wait for the client: nothing that was parsed may wait with it.
+func (c *conn) handOver() error {
+	c.submit()
+	if c.stale {
+		return errUnread
+	}
+	return nil
 }
 
 // readError tells a failed read that Shutdown caused from others.
@@ -184,6 +206,9 @@ func (c *conn) ticket(n int64) (*ticket, error) {
 		if err := c.waitForShare(n); err != nil {
 			return nil, err
 		}
+		if c.stale {
+			return nil, errUnread
+		}
 	}
 	last := len(c.spare) - 1
 	t := &c.tickets[c.spare[last]]
@@ -200,6 +225,7 @@ func (c *conn) fits(n int64) bool { return c.admitted-c.seen+n <= c.srv.opts.Max
 // waitForShare fetches what was freed since the last time, and waits until that suffices. The burst is handed over
 // before, as it may be what everybody waits for.
 func (c *conn) waitForShare(n int64) error {
+	defer c.noteAbsence(time.Now())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -224,27 +250,48 @@ func (c *conn) waitForShare(n int64) error {
 	}
 }
 
-// submit hands the burst to the device, and sends the replies that came meanwhile. The reader calls it before anything
-// that may wait.
+// submit hands the burst to the device, and sends the replies that came meanwhile.
 func (c *conn) submit() {
 	if len(c.burst) == 0 && !c.replied {
 		return
 	}
 	if len(c.burst) > 0 {
+		began := time.Now()
 		c.mu.Lock()
 		dead := c.dead
-		c.holding, c.held, c.heldAt = true, 0, time.Now()
+		c.holding, c.held, c.heldAt = true, 0, began
 		c.mu.Unlock()
 		if dead == nil {
+			c.count()
 			c.session.Submit(c.burst)
 		}
 		c.burst = c.burst[:0]
+		c.noteAbsence(began)
 	}
 	c.replied = false
 	c.mu.Lock()
 	c.holding = false
 	c.flushLocked()
 	c.mu.Unlock()
+}
+
+// count adds the burst to the totals.
+func (c *conn) count() {
+	n := uint64(len(c.burst))
+	c.counts.Requests += n
+	c.counts.BytesRead += c.burstRead
+	c.counts.BytesWritten += c.burstWritten
+	c.srv.requests.Add(n)
+	c.srv.bytesRead.Add(c.burstRead)
+	c.srv.bytesWritten.Add(c.burstWritten)
+	c.burstRead, c.burstWritten = 0, 0
+}
+
+// noteAbsence marks the connection as stale when the reader was away from the socket for too long.
+func (c *conn) noteAbsence(began time.Time) {
+	if limit := c.srv.opts.MaxUnread; limit > 0 && time.Since(began) > limit {
+		c.stale = true
+	}
 }
 
 // drain hands the rest over and waits until every request is answered and the answer sent.
