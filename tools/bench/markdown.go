@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"io"
+)
+
+// markdown prints the report for people.
+func (r report) markdown(w io.Writer) {
+	m := r.Machine
+	fmt.Fprintf(w, "%s, %d cores, %s, %s; %s, %s; %g s per cell.\n\n", m.CPU, m.Cores, m.Kernel, m.FileSystem, m.Fio, m.Nbdkit, r.Seconds)
+	fmt.Fprint(w, `Lockstep: gateway, primary and backup on this machine, two copies. nbdkit: one process, one copy.
+"always" and "durable" acknowledge a write when it is on stable storage; "flush" and "page cache" when it is in
+memory, so a power failure loses what was not flushed. Compare within these pairs. A cell is requests per second
+or MB/s, then the completion latency, median / 99th percentile.
+
+`)
+	fmt.Fprint(w, "| workload |")
+	for _, p := range pairs {
+		fmt.Fprintf(w, " %s | %s | ratio |", r.Servers[p[0]].Name, r.Servers[p[1]].Name)
+	}
+	fmt.Fprint(w, "\n|---|")
+	for range pairs {
+		fmt.Fprint(w, "--:|--:|--:|")
+	}
+	fmt.Fprintln(w)
+	for i, load := range r.workloads {
+		fmt.Fprintf(w, "| %s |", load.name)
+		for _, p := range pairs {
+			a, b := r.Servers[p[0]].Cells[i], r.Servers[p[1]].Cells[i]
+			fmt.Fprintf(w, " %s | %s | %.2f |", load.show(a), load.show(b), a.IOPS/b.IOPS)
+		}
+		fmt.Fprintln(w)
+	}
+	if len(r.Pauses) == 0 {
+		return
+	}
+	fmt.Fprint(w, "\nPause in one client's stream of 4 KiB writes, sync mode always:\n\n| event | times | shortest | median | longest |\n|---|--:|--:|--:|--:|\n")
+	for _, p := range r.Pauses {
+		n := len(p.Millis)
+		fmt.Fprintf(w, "| %s | %d | %.0f ms | %.0f ms | %.0f ms |\n", p.Event, n, p.Millis[0], p.Millis[n/2], p.Millis[n-1])
+	}
+}
+
+// show is a cell as text.
+func (l workload) show(c cell) string {
+	figure := fmt.Sprintf("%.0f/s", c.IOPS)
+	if l.bulk {
+		figure = fmt.Sprintf("%.0f MB/s", c.MBps)
+	}
+	return fmt.Sprintf("%s, %s / %s", figure, duration(c.P50), duration(c.P99))
+}
+
+// duration shows microseconds with three digits.
+func duration(us float64) string {
+	switch {
+	case us < 1000:
+		return fmt.Sprintf("%.0f µs", us)
+	case us < 10_000:
+		return fmt.Sprintf("%.2f ms", us/1000)
+	}
+	return fmt.Sprintf("%.0f ms", us/1000)
+}
