@@ -103,6 +103,7 @@
 //
 // # Locks
 //
-// session.sending before volume.mu. Nothing of another package is called with volume.mu held. sending is held during
-// Conn.Submit, which does not block; it keeps a replay and a client's new burst in order.
+// Gateway.mu before volume.mu. Nothing of another package is called with either held, so no order with theirs. Between
+// volume.mu and Conn.Submit a connection may end and its requests be sent on the next one: Submit then refuses them
+// without touching them, for a connection that has ended refuses everything.
 package gateway

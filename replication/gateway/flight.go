@@ -16,7 +16,7 @@ type flight struct {
 
 	waiting int     // entries in stateWaiting
 	hits    []index // reused
-	woken   []*lane // lanes in which waiting requests became ready, until takeWoken
+	woken   []*lane // lanes in which waiting requests became ready, until nextWoken
 }
 
 // lane is one session's part of a flight.
@@ -56,7 +56,7 @@ type entry struct {
 	sentBefore bool // its outcome is unknown until it is answered
 }
 
-// admit puts a request into flight. If it has to wait for others it gets ready later; see takeWoken.
+// admit puts a request into flight. If it has to wait for others it gets ready later; see nextWoken.
 func (f *flight) admit(l *lane, r *blockdev.Request, now int64) {
 	i := f.alloc()
 	f.arrived++
@@ -101,23 +101,16 @@ func (f *flight) take(l *lane, dst []*blockdev.Request, limit int) []*blockdev.R
 	return dst
 }
 
-// complete takes an answered request out of flight.
-func (f *flight) complete(r *blockdev.Request) {
-	i := f.entryOf(r)
-	if s := f.entries[i].state; s != stateSent {
+// complete takes a request that a primary answered out of its lane.
+func (f *flight) complete(l *lane, r *blockdev.Request) {
+	i := index(r.Scratch.LSN)
+	if i <= 0 || int(i) >= len(f.entries) || f.entries[i].req != r || f.entries[i].lane != l {
+		panic("gateway: G8: an answer to a request that is not in flight")
+	}
+	if f.entries[i].state != stateSent {
 		panic("gateway: G8: an answer to a request that no primary has")
 	}
 	f.remove(i)
-}
-
-// has tells whether r is a request of the lane that a primary has.
-func (f *flight) has(l *lane, r *blockdev.Request) bool {
-	i := r.Scratch.LSN
-	if i == 0 || i >= uint64(len(f.entries)) {
-		return false
-	}
-	e := &f.entries[i]
-	return e.req == r && e.lane == l && e.state == stateSent
 }
 
 // rewind makes all requests of the lane ready again, in order of arrival, but for those that wait for others: the
@@ -184,15 +177,17 @@ func (f *flight) oldest(l *lane) (since int64, ok bool) {
 	return 0, false
 }
 
-// takeWoken returns the lanes in which requests became ready since it was last called, by what happened in others or
-// in themselves. The slice is reused.
-func (f *flight) takeWoken() []*lane {
-	w := f.woken
-	for _, l := range w {
-		l.woken = false
+// nextWoken returns a lane in which waiting requests became ready, because of something that happened in another or in
+// itself; nil when there is none left.
+func (f *flight) nextWoken() *lane {
+	last := len(f.woken) - 1
+	if last < 0 {
+		return nil
 	}
-	f.woken = f.woken[:0]
-	return w
+	l := f.woken[last]
+	f.woken = f.woken[:last]
+	l.woken = false
+	return l
 }
 
 // letGo ends the flight's hold on a request. Its range stays taken as a ghost's if it may still be carried out.
@@ -287,12 +282,4 @@ func (f *flight) alloc() index {
 	}
 	f.entries = append(f.entries, entry{})
 	return index(len(f.entries) - 1)
-}
-
-func (f *flight) entryOf(r *blockdev.Request) index {
-	i := r.Scratch.LSN
-	if i == 0 || i >= uint64(len(f.entries)) || f.entries[i].req != r {
-		panic("gateway: G8: an answer to a request that is not in flight")
-	}
-	return index(i)
 }

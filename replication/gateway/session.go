@@ -1,0 +1,156 @@
+package gateway
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/google/uuid"
+
+	"lockstep/blockdev"
+	"lockstep/viewsvc"
+)
+
+// maxBurst is no limit: what one session has in flight is bounded by the NBD server.
+const maxBurst = math.MaxInt
+
+// device is a volume as the NBD server sees it: a name that was resolved.
+type device struct {
+	g  *Gateway
+	st viewsvc.VolumeStatus // as of Open
+}
+
+// Geometry is that of the volume when the client connected. A volume that grew is seen by clients that come later.
+func (d *device) Geometry() blockdev.Geometry { return blockdev.Geometry{Size: d.st.Volume.Size} }
+
+// Attach begins a session. It does not wait for a primary: the client is connected, and its requests wait.
+func (d *device) Attach(_ context.Context, _ blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+	v, err := d.g.acquire(d.st)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{v: v, client: c, size: d.st.Volume.Size, name: uuid.NewString(), done: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancel(d.g.ctx)
+	v.mu.Lock()
+	gone := v.gone
+	if !gone {
+		v.sessions[&s.lane] = s
+	}
+	v.mu.Unlock()
+	if gone {
+		s.cancel()
+		d.g.release(v)
+		return nil, errGone
+	}
+	go s.run() // ends by Close
+	return s, nil
+}
+
+// session is one client connection, which has an upstream connection of its own to the primary. It implements
+// blockdev.Session.
+type session struct {
+	v      *volume
+	client blockdev.Client
+	size   uint64
+	name   string // its identity at the nodes
+
+	ctx    context.Context // ends by Close, or with the gateway
+	cancel context.CancelFunc
+	done   chan struct{} // run has returned: there is no connection
+
+	burst []*blockdev.Request // Submit's own
+
+	// The goroutine's own (run, and fence after it).
+	generation uint64 // of the newest connection
+	retry      backoff
+	tried      *route    // the last route that was tried
+	trouble    string    // the last failure to connect that was told
+	downSince  time.Time // when the last connection was lost, or the session began
+	batch      []*blockdev.Request
+
+	// v.mu guards everything below.
+	lane    lane
+	current *upstream // the connection that may answer (G8)
+	live    *upstream // current, once what was in flight has been sent again: new requests go there
+	ended   bool      // no request is taken any more
+}
+
+// Submit takes a burst into flight, and sends what may be sent. It implements blockdev.Session.
+func (s *session) Submit(burst []*blockdev.Request) {
+	now := s.v.g.clock()
+	v := s.v
+	v.mu.Lock()
+	if s.ended {
+		v.mu.Unlock()
+		return
+	}
+	for _, r := range burst {
+		v.flight.admit(&s.lane, r, now)
+	}
+	up := s.live
+	if up != nil {
+		s.burst = v.flight.take(&s.lane, s.burst[:0], maxBurst)
+	}
+	v.mu.Unlock()
+	if up != nil {
+		up.send(s.burst)
+	}
+}
+
+// Close ends the session (G9). What it sent and was not answered keeps its range until the session is fenced (G5),
+// which goes on after Close has returned. It implements blockdev.Session.
+func (s *session) Close() {
+	s.cancel()
+	<-s.done
+	v := s.v
+	v.mu.Lock()
+	s.ended = true
+	ghosts := v.flight.abandon(&s.lane)
+	v.mu.Unlock()
+	s.batch = v.sendWoken(s.batch)
+	if ghosts == 0 {
+		s.leave()
+		return
+	}
+	v.g.emit(Event{Kind: EventFencing, Volume: v.name, Session: s.name, Requests: ghosts})
+	go s.fence() // ends when a primary has answered, the volume is gone, or with the gateway
+}
+
+// leave is the end of a session: it gives back all it has taken.
+func (s *session) leave() {
+	v := s.v
+	v.mu.Lock()
+	v.flight.bury(&s.lane)
+	delete(v.sessions, &s.lane)
+	v.mu.Unlock()
+	s.batch = v.sendWoken(s.batch)
+	v.g.release(v)
+}
+
+// expire answers requests that have waited for longer than Timeout with an I/O error. There is no connection now.
+func (s *session) expire() {
+	g, v := s.v.g, s.v
+	if g.opts.Timeout == 0 {
+		return
+	}
+	v.mu.Lock()
+	s.batch = v.flight.expire(&s.lane, g.clock()-int64(g.opts.Timeout), s.batch[:0])
+	v.mu.Unlock()
+	if n := len(s.batch); n > 0 {
+		for _, r := range s.batch {
+			r.Err = errTimeout
+		}
+		s.client.Complete(s.batch)
+		g.emit(Event{Kind: EventExpired, Volume: v.name, Session: s.name, Requests: n})
+	}
+	s.batch = v.sendWoken(s.batch)
+}
+
+// overdue tells whether a request has waited for longer than Timeout.
+func (s *session) overdue() bool {
+	g := s.v.g
+	s.v.mu.Lock()
+	defer s.v.mu.Unlock()
+	since, ok := s.v.flight.oldest(&s.lane)
+	return ok && since < g.clock()-int64(g.opts.Timeout)
+}
