@@ -104,6 +104,12 @@ func (m *Monitor) OrderHandover(name string, node NodeID) (VolumeID, ReplicaID, 
 	return "", "", fmt.Errorf("%w: node %s is no living backup of volume %s; `lockstep status %s` shows its members", ErrInvalid, node, name, name)
 }
 
+// handoverStands tells whether an order to hand over is neither carried out nor dropped.
+func (m *Monitor) handoverStands(id VolumeID, to ReplicaID) bool {
+	w := m.volumes[id]
+	return w != nil && w.handover.to == to
+}
+
 // CancelHandover takes the order back that OrderHandover gave.
 func (m *Monitor) CancelHandover(id VolumeID, to ReplicaID) {
 	if w := m.volumes[id]; w != nil && w.handover.to == to {
