@@ -151,7 +151,20 @@ func format(fsys vfs.FS, dir string, o FormatOptions) error {
 	if err := fsys.SyncDir(dir); err != nil {
 		return err
 	}
-	return fsys.SyncDir(path.Dir(dir))
+	return syncAncestors(fsys, dir)
+}
+
+// syncAncestors makes the path to a directory stable: MkdirAll may have made any part of it, now or in a Format that
+// did not finish. Ancestors that may not be read were not made by us.
+func syncAncestors(fsys vfs.FS, dir string) error {
+	for up := path.Dir(path.Clean(dir)); ; up = path.Dir(up) {
+		if err := fsys.SyncDir(up); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		if up == path.Dir(up) {
+			return nil
+		}
+	}
 }
 
 // defaultSalt is the same at every replica of a volume, which take each other's frames as they are.
