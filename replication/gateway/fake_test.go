@@ -210,7 +210,7 @@ func (n *fakeNode) Geometry() blockdev.Geometry {
 
 func (n *fakeNode) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
 	n.disk.mu.Lock()
-	if n.disk.generations[id.Name] >= id.Generation {
+	if id != (blockdev.SessionID{}) && n.disk.generations[id.Name] >= id.Generation {
 		n.disk.mu.Unlock()
 		return nil, blockdev.ErrSessionClosed
 	}

@@ -1,0 +1,91 @@
+// Package replication makes one volume out of several replicas: it orders the writes at the primary, mirrors them to
+// the backups before they are acknowledged, takes part in view changes, and brings new and returning replicas up to
+// date. A Node is a storage server; it holds a Replica for each volume it has a copy of, and a Replica that is an open
+// primary is a blockdev.Device.
+//
+// The protocol descends from PacificA (Microsoft Research, 2008: configuration by compare-and-swap at a service that is
+// off the data path) and from the view server of MIT's 6.824. Its decisions live in Core, which has no goroutine, clock,
+// randomness or I/O; Replica is the driver that gives it events and carries out its effects.
+//
+// # Words
+//
+// A view is (number, tenure, primary, backups). A tenure is the number of the view in which the present primary process
+// took office; views that only add or remove a backup keep it. The tenure is the epoch of every record: one process
+// writes in one epoch, ever (I3). R is the set of replicas whose acknowledgement the primary needs.
+//
+// # Roles
+//
+//	role        meaning                                               next
+//	blank       formatted, never in touch with a primary              learner, opening
+//	learner     outside the view; takes what a primary sends          backup (a view has it), opening (forced)
+//	backup      member; mirrors the primary, refuses clients          opening, learner, backup
+//	opening     primary of a new tenure; clients refused              open, held, backup, learner
+//	held        as opening, but only an operator can let it open      open, backup, learner
+//	open        primary; serves clients                               opening (new tenure), backup, learner
+//	recovering  restarted; was primary in its last view               opening (new tenure), backup, learner
+//	poisoned    its storage failed; does nothing any more             (none)
+//
+// # Messages between replicas
+//
+// The primary of a view opens one TCP connection, a stream, to each peer: the other members, and the learners that
+// the view service told it to recruit. Every message has a fixed header (wire.go) with the sender's view number.
+//
+//	message   from     carries                                     answer
+//	Hello     primary  cluster, volume, both replicas, view        Welcome | Stale
+//	Welcome   peer     log end, applied, epoch index, copy state
+//	Stale     peer     the newer view; the stream ends
+//	Start     primary  common point c: cut your log after c        Ack
+//	Copy      primary  your log begins anew after LSN c            Ack
+//	Region    primary  1 MiB of the disk as of an LSN
+//	CopyDone  primary  all regions were sent                       Ack (copied)
+//	Append    primary  commit LSN and one frame                    Ack
+//	Confirm   primary  commit LSN, nonce; may ask for a sync       Ack with the nonce
+//	View      primary  the next view of the same tenure
+//	Ack       peer     written LSN, durable LSN, applied, nonce
+//
+// # Steps
+//
+//  1. Write. The committer takes what is queued, under the lock that a closing session also takes, gives it LSNs and
+//     makes one frame; sends the frame to every stream; then writes and syncs its own log. commit is the minimum over
+//     R of what is durable (sync mode always) or written (mode flush, while R has two or more). Whoever moves commit
+//     makes the records visible and completes the requests.
+//  2. Read. Answered from committed data when, after the request was taken from the client, every other member of R has
+//     confirmed the primary's present view. With R = {self} nothing needs to be asked: no other replica can be
+//     primary before this one proposes it.
+//  3. View change. A replica stores a view (fsync) before it acts in it (I1). A replica that finds itself the primary
+//     of a new tenure appends a VIEW record after its whole log and opens when all of R has it. The others cut what
+//     is not in the primary's log when its stream reaches them.
+//  4. Recruit. The last common (epoch, LSN) is found from the two epoch indexes. If the primary's log reaches back to
+//     it, the log is shipped from there. Else the learner's log begins anew at the primary's commit point and every
+//     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
+//     and the learner's log is at the commit point, the primary puts it into R first and proposes to add it then.
+//     If the answer is lost the learner stays in R, until a newer view is seen (I8).
+//  5. Remove. A primary that cannot reach a member proposes the view without it, and goes on waiting for that member
+//     until such a view is received.
+//  6. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
+//
+// # Invariants
+//
+// Where each is asserted is named behind it; a broken one is a programmer's error and panics.
+//
+//	I1  View numbers only grow, on disk, before the first act in the view.            Core.adopt; Replica.saveView
+//	I2  primary(n+1) ∈ members(n); members(n+1) ⊆ members(n) ∪ {proposed by primary(n)}.   viewsvc
+//	I3  One writer per epoch.                                                         Core.adopt
+//	I4  Equal (epoch, LSN) ⇒ equal content and prefix.                                wal: every frame names the sum of the one before
+//	I5  commit ≤ durable at every member (mode always).                               Core.advance
+//	I6  applied ≤ commit.                                                             blockdev.Store
+//	I7  An open primary's log has every acknowledged write.                           follows from I2, I8
+//	I8  R ⊇ members of any view that the service may hold for this tenure.            Core.require
+//	I9  At most one replica can commit or answer reads.                               follows from 2, 3, I8
+//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.propose
+//	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
+//	I12 Members are byte-equal once everything is applied.                            end-to-end tests
+//
+// # Limits
+//
+// Reads are confirmed by the backups, one small message per burst; there are no leases yet, so a read beside heavy
+// writes waits for the backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
+// several clients that write the same block this can apply it a second time after another client's later write
+// (each record carries the client's session and sequence number, so that the log already holds what is needed to
+// recognise it).
+package replication

@@ -1,0 +1,481 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"lockstep/blockdev"
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// Limits of following.
+const (
+	maxSyncBatch  = 4 << 20 // bytes of frames that are written before they are synced and acknowledged
+	answerTimeout = 10 * time.Second
+)
+
+var (
+	errSuperseded = errors.New("replication: a newer stream took over")
+	errStaleView  = errors.New("replication: the sender is not the primary of this replica's view")
+)
+
+// follower is a replica's end of a stream: it takes what the primary sends. One goroutine, ServeStream's caller, owns
+// everything but what the mutexes guard.
+type follower struct {
+	r    *Replica
+	conn net.Conn
+	rd   *reader
+	from viewsvc.ReplicaID
+
+	held    bool // this goroutine has the right to write the log
+	started bool // Start or Copy was carried out: the log agrees with the primary's. Guarded by Replica.mu
+	caught  wal.LSN
+	dirty   bool // something has to be synced before it is acknowledged
+	bytes   int
+	img     blockdev.RegionImage
+
+	answer sync.Mutex // held over writing to conn; taken before Replica.mu
+	nonce  uint64     // newest seen, guarded by answer
+	fresh  bool       // it was not answered yet, guarded by answer
+	head   [headerSize]byte
+}
+
+// ServeStream follows a primary over a connection on which its Hello has been read. It returns when the stream ends.
+func (r *Replica) ServeStream(conn net.Conn, rd *reader, h hello) error {
+	f := &follower{r: r, conn: conn, rd: rd, from: h.From}
+	w, err := f.accept(h)
+	if err != nil {
+		if errors.Is(err, errStaleView) {
+			f.tellStale()
+		}
+		return err
+	}
+	defer f.leave()
+	if err := f.send(msg{Type: msgWelcome, View: h.View.Num}.encodeJSON(w)); err != nil {
+		return err
+	}
+	for {
+		if err := f.next(); err != nil {
+			if errors.Is(err, errStaleView) {
+				f.tellStale()
+			}
+			return err
+		}
+	}
+}
+
+// accept makes this the replica's stream, unless its view forbids it, and describes the replica.
+func (f *follower) accept(h hello) (welcome, error) {
+	r := f.r
+	var a after
+	r.mu.Lock()
+	defer func() { r.mu.Unlock(); r.finish(&a) }()
+	if r.closed || r.failed != nil {
+		return welcome{}, fmt.Errorf("replication: replica %s is not in service", r.id)
+	}
+	ok := r.core.Hello(h.From, h.View)
+	r.settle(&a)
+	if !ok {
+		return welcome{}, errStaleView
+	}
+	if r.follower != nil {
+		r.follower.conn.Close()
+	}
+	r.follower = f
+	if !r.takeLog() { // whoever had it is done: the log stays as it is until this stream changes it
+		return welcome{}, errSuperseded
+	}
+	defer r.releaseLog()
+	if r.follower != f || !r.core.Accepts(f.from, h.View.Num) {
+		return welcome{}, errStaleView
+	}
+	m := r.store.Marks()
+	return welcome{End: m.End, Committed: m.Committed, Applied: m.Applied, Copying: r.store.Copying(),
+		CopyBase: r.hard.CopyBase, Epochs: r.store.Epochs()}, nil
+}
+
+func (f *follower) leave() {
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.held {
+		f.held = false
+		r.releaseLog()
+	}
+	if r.follower == f {
+		r.follower = nil
+	}
+}
+
+// tellStale sends the view that this replica is in; the sender's is older.
+func (f *follower) tellStale() {
+	f.r.mu.Lock()
+	v := f.r.core.View()
+	f.r.mu.Unlock()
+	_ = f.send(msg{Type: msgStale, View: v.Num}.encodeJSON(v)) // the stream ends in any case
+}
+
+func (f *follower) send(b []byte) error {
+	f.answer.Lock()
+	defer f.answer.Unlock()
+	return f.writeLocked(b)
+}
+
+func (f *follower) writeLocked(b []byte) error {
+	if err := f.conn.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return err
+	}
+	_, err := f.conn.Write(b)
+	return err
+}
+
+// next takes one message. Messages that have arrived together are synced and acknowledged together.
+func (f *follower) next() error {
+	m, body, err := f.rd.next()
+	if err != nil {
+		return err
+	}
+	if m.Type == msgView {
+		err = f.onView(body)
+	} else if err = f.begin(m); err == nil {
+		err = f.handle(m, body)
+	}
+	if err != nil {
+		return err
+	}
+	if f.bytes >= maxSyncBatch || !f.rd.buffered() {
+		return f.endBurst()
+	}
+	return nil
+}
+
+// begin checks that the message may be acted upon, and takes the log for the burst.
+func (f *follower) begin(m msg) error {
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !f.held {
+		if !r.takeLog() {
+			return errSuperseded
+		}
+		f.held = true
+	}
+	if r.follower != f {
+		return errSuperseded
+	}
+	if !r.core.Accepts(f.from, m.View) {
+		return errStaleView
+	}
+	switch m.Type {
+	case msgStart, msgCopy:
+		if f.started {
+			return fmt.Errorf("%w: type %d in the middle of a stream", errWire, m.Type)
+		}
+	case msgRegion, msgCopyDone, msgAppend, msgConfirm:
+		if !f.started {
+			return fmt.Errorf("%w: type %d before the start of a stream", errWire, m.Type)
+		}
+	case msgHello, msgWelcome, msgStale, msgView, msgAck:
+		return fmt.Errorf("%w: type %d from a primary", errWire, m.Type)
+	}
+	return nil
+}
+
+func (f *follower) onView(body []byte) error {
+	var v viewsvc.View
+	if err := decodeJSON(body, &v); err != nil {
+		return err
+	}
+	r := f.r
+	var a after
+	r.mu.Lock()
+	ok := r.core.Hello(f.from, v)
+	r.settle(&a)
+	r.mu.Unlock()
+	r.finish(&a)
+	if !ok {
+		return errStaleView
+	}
+	return nil
+}
+
+// handle carries out a message. The log is held; a storage error poisons the replica.
+func (f *follower) handle(m msg, body []byte) error {
+	switch m.Type {
+	case msgStart:
+		return f.onStart(wal.LSN(m.A), wal.LSN(m.B))
+	case msgCopy:
+		return f.onCopy(body, wal.LSN(m.B))
+	case msgRegion:
+		if err := decodeRegion(body, &f.img); err != nil {
+			return err
+		}
+		f.bytes += len(body)
+		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
+	case msgCopyDone:
+		return f.onCopyDone()
+	case msgAppend:
+		return f.onAppend(m, body)
+	case msgConfirm:
+		f.follow(m.Commit)
+		f.answer.Lock()
+		f.fresh = f.fresh || m.Nonce > f.nonce
+		f.nonce = max(f.nonce, m.Nonce)
+		f.answer.Unlock()
+		f.dirty = f.dirty || m.Flags&flagSync != 0
+		return nil
+	}
+	return nil
+}
+
+// storage poisons the replica after a failed operation of its store.
+func (f *follower) storage(err error) error {
+	var corrupt *wal.CorruptError
+	switch {
+	case err == nil:
+	case errors.As(err, &corrupt), errors.Is(err, wal.ErrFull), errors.Is(err, blockdev.ErrInvalid):
+		// Not the disk's fault: a bad frame, or no room until the applier has made some.
+	default:
+		f.r.fail(err)
+	}
+	return err
+}
+
+// onStart cuts the log where it leaves the primary's.
+func (f *follower) onStart(common, end wal.LSN) error {
+	if err := f.cut(common); err != nil {
+		return err
+	}
+	f.r.mu.Lock()
+	f.started, f.caught, f.dirty = true, end, true
+	f.r.mu.Unlock()
+	return nil
+}
+
+func (f *follower) cut(to wal.LSN) error {
+	r := f.r
+	m := r.store.Marks()
+	if to >= m.End {
+		return nil
+	}
+	if to < m.Committed {
+		return fmt.Errorf("replication: told to cut the log at %d, below the commit point %d: %w", to, m.Committed, errDiverged)
+	}
+	if err := f.storage(r.store.Cut(to)); err != nil {
+		return err
+	}
+	var a after
+	r.mu.Lock()
+	r.cuts++
+	r.core.CutTo(to)
+	r.event(&a, Event{Kind: EventTailCut, Peer: f.from, Text: fmt.Sprintf("LSN %d to %d", to+1, m.End)})
+	r.mu.Unlock()
+	r.finish(&a)
+	return nil
+}
+
+// onCopy begins the log anew, with an image that is going to be made whole by regions.
+func (f *follower) onCopy(body []byte, end wal.LSN) error {
+	var c startCopy
+	if err := decodeJSON(body, &c); err != nil {
+		return err
+	}
+	r := f.r
+	if c.Keep {
+		if err := f.cut(c.To); err != nil {
+			return err
+		}
+	} else {
+		r.mu.Lock()
+		r.hard.CopyBase = c.Base
+		state, err := r.encodeHard()
+		r.cuts++
+		r.mu.Unlock()
+		if err == nil {
+			err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
+		}
+		if err := f.storage(err); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.core.Restarted(c.To)
+		r.mu.Unlock()
+	}
+	r.mu.Lock()
+	f.started, f.caught, f.dirty = true, end, true
+	r.mu.Unlock()
+	return nil
+}
+
+// onCopyDone makes the copied image count.
+func (f *follower) onCopyDone() error {
+	r := f.r
+	if err := f.sync(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.hard.CopyBase = 0
+	state, err := r.encodeHard()
+	r.mu.Unlock()
+	if err == nil {
+		err = r.store.EndCopy(state)
+	}
+	if err := f.storage(err); err != nil {
+		return err
+	}
+	return f.ack(flagCopied)
+}
+
+// onAppend writes a frame to the log. The store checks that it follows what is there (I4).
+func (f *follower) onAppend(m msg, body []byte) error {
+	frame, err := wal.ParseFrame(body)
+	if err != nil {
+		return fmt.Errorf("replication: frame from the primary: %w", err)
+	}
+	r := f.r
+	for {
+		err = r.store.Append(frame)
+		if !errors.Is(err, wal.ErrFull) {
+			break
+		}
+		if err := f.waitRoom(len(body)); err != nil {
+			return err
+		}
+	}
+	if err := f.storage(err); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.core.Appended(frame.Last())
+	f.dirty = f.dirty || r.hard.Volume.Sync != viewsvc.SyncFlush || frame.Header().Flags&wal.FlagSync != 0
+	r.mu.Unlock()
+	f.bytes += len(body)
+	f.follow(m.Commit)
+	return nil
+}
+
+// waitRoom syncs what is there, so that it can be applied, and waits for the log to have room.
+func (f *follower) waitRoom(n int) error {
+	if err := f.sync(); err != nil {
+		return err
+	}
+	if err := f.ack(0); err != nil {
+		return err
+	}
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !r.closed && r.failed == nil && r.follower == f && !r.store.RoomFor(frameRoom(n)) {
+		r.work.Wait()
+	}
+	if r.closed || r.failed != nil || r.follower != f {
+		return errSuperseded
+	}
+	return nil
+}
+
+// follow moves the commit point after the primary's.
+func (f *follower) follow(commit wal.LSN) {
+	r := f.r
+	var a after
+	r.mu.Lock()
+	r.core.Follow(commit)
+	r.settle(&a)
+	r.mu.Unlock()
+	r.finish(&a)
+}
+
+// endBurst makes durable what has to be, answers, and gives the log up.
+func (f *follower) endBurst() error {
+	if !f.held {
+		return nil // nothing but a view has come
+	}
+	if f.dirty {
+		// A read at the primary may wait for this view to be confirmed; it need not wait for the disk.
+		if err := f.confirmEarly(); err != nil {
+			return err
+		}
+		if err := f.sync(); err != nil {
+			return err
+		}
+	}
+	f.bytes = 0
+	if err := f.ack(0); err != nil {
+		return err
+	}
+	r := f.r
+	var a after
+	r.mu.Lock()
+	if r.core.Suspect() && !r.store.Copying() && r.core.durable >= f.caught {
+		r.core.Caught()
+		r.hard.Suspect = false
+		if err := r.saveHard(); err != nil {
+			r.poison(&a, err)
+		}
+	}
+	f.held = false
+	r.releaseLog()
+	r.mu.Unlock()
+	r.finish(&a)
+	return nil
+}
+
+// sync makes the log durable.
+func (f *follower) sync() error {
+	r := f.r
+	if err := f.storage(r.syncStore()); err != nil {
+		return err
+	}
+	f.dirty = false
+	r.mu.Lock()
+	r.core.Durable(r.core.Written()) // the log is held: nothing was written since
+	r.mu.Unlock()
+	return nil
+}
+
+// ack says what is written, what is durable, and which nonce was seen last.
+func (f *follower) ack(flags uint8) error {
+	f.answer.Lock()
+	defer f.answer.Unlock()
+	return f.ackLocked(flags)
+}
+
+// ackLocked reads the marks with answer held, so that acks never go back.
+func (f *follower) ackLocked(flags uint8) error {
+	r := f.r
+	applied := r.store.Marks().Applied
+	r.mu.Lock()
+	m := msg{Type: msgAck, Flags: flags, View: r.core.View().Num, A: uint64(r.core.written), B: uint64(r.core.durable),
+		Commit: applied, Nonce: f.nonce}
+	r.mu.Unlock()
+	f.fresh = false
+	m.put(f.head[:])
+	return f.writeLocked(f.head[:])
+}
+
+// confirmEarly answers a nonce that came with frames that are not synced yet.
+func (f *follower) confirmEarly() error {
+	f.answer.Lock()
+	defer f.answer.Unlock()
+	if !f.fresh {
+		return nil
+	}
+	return f.ackLocked(0)
+}
+
+// ackDurable tells the primary of a sync that it did not ask for. Before Start the log may hold what is not in the
+// primary's history, and nothing is said of it.
+func (f *follower) ackDurable() {
+	f.answer.Lock()
+	defer f.answer.Unlock()
+	f.r.mu.Lock()
+	ok := f.started && f.r.follower == f
+	f.r.mu.Unlock()
+	if ok {
+		_ = f.ackLocked(0) // a broken stream is found by its reader
+	}
+}

@@ -1,0 +1,390 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"lockstep/blockdev"
+	"lockstep/blockdev/nbd"
+	"lockstep/replication/exportname"
+	"lockstep/viewsvc"
+	"lockstep/wal/vfs"
+)
+
+// Defaults and limits of a node.
+const (
+	DefaultLogBytes = 1 << 30
+	maxGreetings    = 256             // peers' connections that have not said Hello yet
+	farewellTimeout = 1 * time.Second // for the last ping of a node that is stopped
+)
+
+// NodeOptions say what a Node is and where.
+type NodeOptions struct {
+	ID       viewsvc.NodeID
+	Dir      string   // data directory; made if it does not exist
+	Listen   string   // host:port for peers; other nodes use it as it stands
+	NBD      string   // host:port for gateways and direct clients
+	View     []string // host:port of the view servers
+	LogBytes int64    // size of each new replica's log; 0 means DefaultLogBytes
+
+	FS      vfs.FS // nil means the operating system's
+	OnEvent func(Event)
+	OnNBD   func(nbd.Event)
+}
+
+// Validate fills in defaults and checks the rest.
+func (o *NodeOptions) Validate() error {
+	if o.LogBytes == 0 {
+		o.LogBytes = DefaultLogBytes
+	}
+	if o.FS == nil {
+		o.FS = vfs.OS{}
+	}
+	if o.OnEvent == nil {
+		o.OnEvent = func(Event) {}
+	}
+	switch {
+	case o.ID == "":
+		return errors.New("node: it needs an id")
+	case o.Dir == "":
+		return errors.New("node: it needs a data directory")
+	case len(o.View) == 0:
+		return errors.New("node: it needs the address of a view server")
+	}
+	return nil
+}
+
+// Node is a storage server. It holds replicas, tells the view service that it is alive, and carries out its orders.
+type Node struct {
+	opts   NodeOptions
+	home   *home
+	view   *viewsvc.Client
+	peers  net.Listener
+	nbd    *nbd.Server
+	nbdAt  net.Listener
+	ctx    context.Context // ends with Close, or when the node cannot go on
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+	greet  chan struct{} // one token for each connection that has not said Hello
+
+	incarnation string        // of this process, in pings
+	pings       atomic.Uint64 // how many were sent
+
+	mu       sync.Mutex // guards everything below
+	replicas map[viewsvc.VolumeID]*Replica
+	making   map[viewsvc.VolumeID]bool // being formatted, opened or deleted
+	conns    map[net.Conn]struct{}
+	closed   bool
+}
+
+// StartNode opens the data directory and its replicas, listens, and begins to ping. It does not wait for the view
+// service.
+func StartNode(o NodeOptions) (*Node, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	h, err := openHome(o.FS, o.Dir, o.ID)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{opts: o, home: h, incarnation: uuid.NewString(), greet: make(chan struct{}, maxGreetings),
+		replicas: map[viewsvc.VolumeID]*Replica{},
+		making:   map[viewsvc.VolumeID]bool{}, conns: map[net.Conn]struct{}{}}
+	n.ctx, n.cancel = context.WithCancelCause(context.Background())
+	if err := n.start(); err != nil {
+		n.shut()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) start() (err error) {
+	if n.view, err = viewsvc.NewClient(viewsvc.ClientOptions{Servers: n.opts.View}); err != nil {
+		return err
+	}
+	if n.peers, err = net.Listen("tcp", n.opts.Listen); err != nil {
+		return fmt.Errorf("node: listen for peers: %w", err)
+	}
+	if n.nbdAt, err = net.Listen("tcp", n.opts.NBD); err != nil {
+		return fmt.Errorf("node: listen for NBD clients: %w", err)
+	}
+	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD})
+	if err != nil {
+		return err
+	}
+	if err := n.openReplicas(); err != nil {
+		return err
+	}
+	n.run(n.acceptPeers) // each ends with Close
+	n.run(n.pingLoop)
+	n.run(func() {
+		if err := n.nbd.Serve(n.nbdAt); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
+			n.cancel(fmt.Errorf("node: serve NBD clients: %w", err))
+		}
+	})
+	return nil
+}
+
+func (n *Node) run(f func()) {
+	n.wg.Add(1)
+	go func() {
+		defer n.wg.Done()
+		f()
+	}()
+}
+
+// Done is closed when the node cannot go on; Err says why.
+func (n *Node) Done() <-chan struct{} { return n.ctx.Done() }
+
+// Err is why the node cannot go on, or nil.
+func (n *Node) Err() error {
+	if err := context.Cause(n.ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// PeerAddr and NBDAddr are where the node listens.
+func (n *Node) PeerAddr() net.Addr { return n.peers.Addr() }
+func (n *Node) NBDAddr() net.Addr  { return n.nbdAt.Addr() }
+
+// Close tells the view service that the node leaves, so that others take over at once, and closes everything.
+func (n *Node) Close(ctx context.Context) error {
+	n.farewell(ctx)
+	return n.shut()
+}
+
+// shut closes what was opened. It is also for a start that failed half-way.
+func (n *Node) shut() error {
+	n.cancel(context.Canceled)
+	n.mu.Lock()
+	n.closed = true
+	for c := range n.conns {
+		c.Close()
+	}
+	replicas := n.replicas
+	n.replicas = map[viewsvc.VolumeID]*Replica{}
+	n.mu.Unlock()
+	var errs []error
+	if n.nbd != nil {
+		errs = append(errs, n.nbd.Close())
+	}
+	for _, l := range []net.Listener{n.peers, n.nbdAt} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	for _, r := range replicas {
+		errs = append(errs, r.Close())
+	}
+	n.wg.Wait()
+	if n.view != nil {
+		n.view.Close()
+	}
+	return errors.Join(append(errs, n.home.close())...)
+}
+
+// openReplicas opens what is in the data directory. A replica that cannot be opened is reported and left alone, so
+// that the others serve on; a node none of whose replicas can be opened does not start.
+func (n *Node) openReplicas() error {
+	ids, err := n.home.volumes()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range ids {
+		if err := n.openReplica(id, viewsvc.Volume{}); err != nil {
+			err = fmt.Errorf("node: replica in %s: %w", n.home.volumeDir(id), err)
+			errs = append(errs, err)
+			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: string(id), Err: err})
+		}
+	}
+	if len(errs) > 0 && len(errs) == len(ids) {
+		return errs[0]
+	}
+	return nil
+}
+
+// openReplica opens a formatted replica and puts it into service.
+func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
+	var made atomic.Pointer[Replica] // the store's callbacks may come before there is one
+	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: n.opts.FS, Dir: n.home.volumeDir(id),
+		OnEvent: func(e blockdev.Event) { n.opts.OnEvent(storageEvent(string(id), e)) },
+		OnRoom: func() {
+			if r := made.Load(); r != nil {
+				r.RoomMade()
+			}
+		}})
+	if err != nil {
+		return err
+	}
+	if c := st.Identity().Cluster; c != n.home.cluster() {
+		st.Close()
+		return fmt.Errorf("the replica belongs to cluster %s, this node to %q: it was copied here from elsewhere; move it away", c, n.home.cluster())
+	}
+	r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: n.home.cluster(), Volume: v, Propose: n.view.Propose, OnEvent: n.opts.OnEvent})
+	if err != nil {
+		st.Close()
+		return err
+	}
+	made.Store(r)
+	r.RoomMade()
+	n.mu.Lock()
+	closed := n.closed
+	if !closed {
+		n.replicas[id] = r
+	}
+	n.mu.Unlock()
+	if closed {
+		return r.Close()
+	}
+	return nil
+}
+
+// makeReplica formats a replica and opens it.
+func (n *Node) makeReplica(v viewsvc.Volume) error {
+	id := uuid.NewString()
+	err := blockdev.Format(n.opts.FS, n.home.volumeDir(v.ID), blockdev.FormatOptions{LogBytes: n.opts.LogBytes,
+		Identity: blockdev.Identity{Cluster: n.home.cluster(), Volume: string(v.ID), Replica: id, Size: v.Size}})
+	if err != nil {
+		return fmt.Errorf("node: format a replica of volume %s: %w", v.Name, err)
+	}
+	if err := n.openReplica(v.ID, v); err != nil {
+		return fmt.Errorf("node: open the new replica of volume %s: %w", v.Name, err)
+	}
+	n.opts.OnEvent(Event{Kind: EventFormatted, Volume: v.Name, Replica: viewsvc.ReplicaID(id)})
+	return nil
+}
+
+// deleteReplica removes the copy of a deleted volume.
+func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
+	n.mu.Lock()
+	delete(n.replicas, v.ID)
+	n.mu.Unlock()
+	if err := r.Close(); err != nil {
+		n.opts.OnEvent(Event{Kind: EventStorage, Volume: v.Name, Err: err}) // it is going to be removed all the same
+	}
+	if err := n.opts.FS.RemoveAll(n.home.volumeDir(v.ID)); err != nil {
+		return fmt.Errorf("node: remove the replica of deleted volume %s: %w", v.Name, err)
+	}
+	n.opts.OnEvent(Event{Kind: EventDeleted, Volume: v.Name, Replica: r.ID()})
+	return nil
+}
+
+// replicaOf finds the replica of a volume.
+func (n *Node) replicaOf(id viewsvc.VolumeID) *Replica {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.replicas[id]
+}
+
+// acceptPeers takes the streams of primaries.
+func (n *Node) acceptPeers() {
+	for {
+		c, err := n.peers.Accept()
+		if err != nil {
+			if n.ctx.Err() == nil {
+				n.cancel(fmt.Errorf("node: accept peers: %w", err))
+			}
+			return
+		}
+		n.mu.Lock()
+		if n.closed {
+			n.mu.Unlock()
+			c.Close()
+			return
+		}
+		n.conns[c] = struct{}{}
+		n.mu.Unlock()
+		n.run(func() { // ends when the connection or the node is closed
+			n.servePeer(c)
+			c.Close()
+			n.mu.Lock()
+			delete(n.conns, c)
+			n.mu.Unlock()
+		})
+	}
+}
+
+// servePeer reads a Hello and gives the connection to the replica that it names.
+func (n *Node) servePeer(c net.Conn) {
+	select {
+	case n.greet <- struct{}{}:
+	default:
+		return // too many strangers
+	}
+	h, rd, err := readHello(c)
+	<-n.greet
+	if err != nil {
+		return // the view service probes whether somebody listens, and anybody may connect: not worth a word
+	}
+	r := n.replicaOf(h.Volume.ID)
+	if r == nil || r.ID() != h.To || h.Cluster != n.home.cluster() {
+		n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From,
+			Err: fmt.Errorf("refused a stream for replica %s of cluster %s: it is not here", h.To, h.Cluster)})
+		return
+	}
+	err = r.ServeStream(c, rd, h)
+	n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From, Err: err})
+}
+
+func readHello(c net.Conn) (hello, *reader, error) {
+	var h hello
+	if err := c.SetReadDeadline(time.Now().Add(greetingTimeout)); err != nil {
+		return h, nil, err
+	}
+	rd := newReader(c)
+	if _, err := rd.nextJSON(msgHello, &h); err != nil {
+		return h, nil, err
+	}
+	return h, rd, c.SetReadDeadline(time.Time{})
+}
+
+// exporter is a Node as an NBD server sees it.
+type exporter Node
+
+// List implements nbd.Exporter.
+func (e *exporter) List(context.Context) ([]nbd.ExportInfo, error) {
+	n := (*Node)(e)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []nbd.ExportInfo
+	for _, r := range n.replicas {
+		list = append(list, nbd.ExportInfo{Name: r.Volume().Name})
+	}
+	return list, nil
+}
+
+// Open implements nbd.Exporter. Whether the replica serves clients now is for Attach to say.
+func (e *exporter) Open(_ context.Context, name string) (nbd.Export, error) {
+	n := (*Node)(e)
+	volume, id, err := exportname.Parse(name)
+	if err != nil {
+		return nbd.Export{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.replicas {
+		if r.Volume().Name == volume {
+			return nbd.Export{Name: volume, Device: r, Session: id, FastZero: true}, nil
+		}
+	}
+	return nbd.Export{}, fmt.Errorf("%w: node %s has no replica of volume %q", nbd.ErrUnknownExport, n.opts.ID, volume)
+}
+
+// pid is what `status` shows, so that a person can find the process.
+func pid() int { return os.Getpid() }
+
+// volumesDir is where the replicas are, below the data directory.
+const volumesDir = "volumes"
+
+func (h *home) volumeDir(id viewsvc.VolumeID) string { return path.Join(h.dir, volumesDir, string(id)) }

@@ -1,0 +1,368 @@
+package replication
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"lockstep/blockdev"
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// Limits of one frame. A frame is closed when it holds this much; a single larger write makes a larger frame.
+const (
+	maxBatchBytes    = 1 << 20
+	maxBatchRequests = 512 // each takes up to three records
+)
+
+// frameBuf is a frame on its way to the log and to the peers. It is used again when all of them are done with it.
+type frameBuf struct {
+	builder wal.Builder
+	frame   wal.Frame
+	refs    atomic.Int32
+	batch   []queued     // what is in it
+	ends    []pendingReq // the requests that it completes
+	edge    []byte       // room for a request that has to be merged with its surroundings
+}
+
+// add puts a record into the frame. The limits of a batch are such that there is room.
+func (fb *frameBuf) add(rec wal.Record, data []byte, sums []uint32) {
+	if !fb.builder.Add(rec, data, sums) {
+		panic("replication: a batch is larger than a frame")
+	}
+}
+
+func (r *Replica) getFrame() *frameBuf {
+	fb := r.pool.Get().(*frameBuf)
+	fb.builder.Reset()
+	fb.builder.MaxBytes = r.store.MaxFrame()
+	fb.refs.Store(1)
+	return fb
+}
+
+func (r *Replica) putFrame(fb *frameBuf) {
+	if fb.refs.Add(-1) == 0 {
+		clear(fb.batch)
+		clear(fb.ends)
+		fb.batch, fb.ends = fb.batch[:0], fb.ends[:0]
+		r.pool.Put(fb)
+	}
+}
+
+// commitLoop is the committer: it orders requests, in frames, for as long as the replica is open.
+func (r *Replica) commitLoop() {
+	var a after
+	for {
+		r.mu.Lock()
+		for !r.closed && (r.logBusy || !(r.beginnable() || r.orderable())) {
+			r.work.Wait()
+		}
+		if r.closed {
+			r.mu.Unlock()
+			return
+		}
+		r.logBusy = true
+		if r.beginView.Num != 0 {
+			r.beginTenure(&a)
+		} else {
+			r.order(&a)
+		}
+		r.releaseLog()
+		r.mu.Unlock()
+		r.finish(&a)
+	}
+}
+
+// RoomMade lets the committer look again whether the log has room. It is for the store's OnRoom: it does not block.
+func (r *Replica) RoomMade() {
+	select {
+	case r.room <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
+
+// beginnable tells whether a tenure is to begin, with mu held.
+func (r *Replica) beginnable() bool {
+	return r.beginView.Num != 0 && r.store.RoomFor(frameRoom(0))
+}
+
+// orderable tells whether there are writes, and room for them, with mu held. store.OnRoom wakes the committer when the
+// log has room again.
+func (r *Replica) orderable() bool {
+	return len(r.queue) > 0 && r.writable() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+blockdev.MaxRequestBytes)))
+}
+
+// frameRoom bounds the size of a frame with so much payload.
+func frameRoom(payload int) int { return payload + payload/16 + 64<<10 }
+
+// beginTenure appends the VIEW record after the whole log: with it every record of earlier epochs that the log holds
+// becomes part of this tenure's history. mu is held, and given up during I/O.
+func (r *Replica) beginTenure(a *after) {
+	v := r.beginView
+	r.beginView = viewsvc.View{}
+	fb := r.getFrame()
+	fb.add(wal.Record{Kind: wal.KindView, Block: uint64(v.Num)}, nil, nil)
+	if r.core.State() != StateOpening || r.core.View().Tenure != v.Tenure {
+		r.putFrame(fb)
+		return
+	}
+	r.end = r.store.Marks().End
+	r.seal(fb, a, true)
+	r.core.TenureBegun(v.Tenure, r.end)
+	r.write(fb, a, true)
+}
+
+// order takes queued requests, makes a frame of them and writes it. mu is held, and given up during work on the
+// payload and during I/O.
+func (r *Replica) order(a *after) {
+	fb := r.getFrame()
+	tenure := r.core.View().Tenure
+	r.takeBatch(fb)
+	r.mu.Unlock()
+	err := r.build(fb)
+	r.mu.Lock()
+	for i := range fb.batch {
+		fb.batch[i].s.busy--
+	}
+	r.idle.Broadcast()
+	// Here the requests become real, or not (I11). A session that was closed meanwhile waited for busy to fall; it
+	// could not return before its requests were ordered.
+	if r.core.State() != StateOpen || r.core.View().Tenure != tenure {
+		r.putFrame(fb)
+		return
+	}
+	if err != nil {
+		r.failBatch(fb, a, err)
+		return
+	}
+	sync := false
+	for i := range fb.ends {
+		e := &fb.ends[i]
+		e.lsn += r.end // so far counted from the frame's first record
+		e.stable = e.req.Flags&blockdev.FlagFUA != 0
+		sync = sync || e.stable
+	}
+	r.pending = append(r.pending, fb.ends...)
+	r.seal(fb, a, sync)
+	r.write(fb, a, sync)
+}
+
+// takeBatch moves requests from the queue into the frame's batch.
+func (r *Replica) takeBatch(fb *frameBuf) {
+	n, bytes, edges := 0, 0, false
+	for ; n < len(r.queue) && n < maxBatchRequests && bytes < maxBatchBytes; n++ {
+		q := r.queue[n]
+		aligned := q.req.Offset%blockdev.BlockSize == 0 && q.req.Length%blockdev.BlockSize == 0
+		if (edges || !aligned) && overlapsAny(fb.batch, q.req) {
+			break // it has to be merged with what comes before it, which is not in the log yet
+		}
+		edges = edges || !aligned
+		payload := uint64(0)
+		if q.req.Op == blockdev.OpWrite {
+			payload = uint64(q.req.Length) - q.done
+		}
+		if n > 0 && bytes+int(payload) > blockdev.MaxRequestBytes {
+			break
+		}
+		q.s.busy++
+		fb.batch = append(fb.batch, q)
+		if payload > blockdev.MaxRequestBytes {
+			// Larger than what can be atomic: this frame takes a part, the next ones the rest.
+			r.queue[n].done += blockdev.MaxRequestBytes
+			break
+		}
+		r.queueBytes -= int(q.req.Length)
+		bytes += int(payload)
+	}
+	r.queue = shift(r.queue, n)
+}
+
+// overlapsAny tells whether a request shares a block with one of the batch.
+func overlapsAny(batch []queued, q *blockdev.Request) bool {
+	first, end := blockSpan(q)
+	for i := range batch {
+		f, e := blockSpan(batch[i].req)
+		if first < e && f < end {
+			return true
+		}
+	}
+	return false
+}
+
+// blockSpan is the range of blocks that a request touches, wholly or in part.
+func blockSpan(q *blockdev.Request) (first, end uint64) {
+	return q.Offset / blockdev.BlockSize, (q.Offset + uint64(q.Length) + blockdev.BlockSize - 1) / blockdev.BlockSize
+}
+
+// build puts the batch's records into the frame. Each request's last record is counted into ends, from 1.
+func (r *Replica) build(fb *frameBuf) error {
+	for _, q := range fb.batch {
+		whole := true
+		var err error
+		switch q.req.Op {
+		case blockdev.OpWrite:
+			whole, err = r.addWrite(fb, q)
+		case blockdev.OpTrim:
+			first, end := inner(q.req.Offset, uint64(q.req.Length))
+			fb.add(wal.Record{Kind: wal.KindTrim, Block: first, Count: uint32(end - first)}, nil, nil)
+		case blockdev.OpWriteZeroes:
+			err = r.addZeroes(fb, q.req)
+		}
+		if err != nil {
+			return err
+		}
+		if whole {
+			fb.ends = append(fb.ends, pendingReq{lsn: wal.LSN(fb.builder.Records()), req: q.req, s: q.s})
+		}
+	}
+	return nil
+}
+
+// addWrite adds a write, or the part of a huge one that this frame takes.
+func (r *Replica) addWrite(fb *frameBuf, q queued) (whole bool, err error) {
+	data, off := q.req.Data[q.done:], q.req.Offset+q.done
+	whole = len(data) <= blockdev.MaxRequestBytes
+	if !whole {
+		data = data[:blockdev.MaxRequestBytes]
+	}
+	if sums := q.req.Scratch.Sums; len(sums) > 0 {
+		sums = sums[q.done/blockdev.BlockSize:][:len(data)/blockdev.BlockSize]
+		fb.add(wal.Record{Kind: wal.KindWrite, Block: off / blockdev.BlockSize, Count: uint32(len(sums))}, data, sums)
+		return whole, nil
+	}
+	return whole, r.addMerged(fb, off, data)
+}
+
+// addMerged adds a write that does not cover whole blocks. It is merged with the newest content, also of records that
+// are not committed yet: everything ordered before is in the log, as no frame holds two requests that would have to be
+// merged with each other.
+func (r *Replica) addMerged(fb *frameBuf, off uint64, data []byte) error {
+	first, end := off/blockdev.BlockSize, (off+uint64(len(data))+blockdev.BlockSize-1)/blockdev.BlockSize
+	n := int(end-first) * blockdev.BlockSize
+	if cap(fb.edge) < n {
+		fb.edge = make([]byte, n)
+	}
+	buf := fb.edge[:n]
+	head, last := int(off-first*blockdev.BlockSize), n-blockdev.BlockSize
+	if head != 0 {
+		if err := r.store.ReadNewest(first, buf[:blockdev.BlockSize]); err != nil {
+			return err
+		}
+	}
+	if tail := head + len(data); tail < n && (last > 0 || head == 0) {
+		if err := r.store.ReadNewest(end-1, buf[last:]); err != nil {
+			return err
+		}
+	}
+	copy(buf[head:], data)
+	sums := make([]uint32, 0, end-first)
+	for i := 0; i < n; i += blockdev.BlockSize {
+		sums = append(sums, wal.BlockSum(first+uint64(i/blockdev.BlockSize), buf[i:i+blockdev.BlockSize]))
+	}
+	fb.add(wal.Record{Kind: wal.KindWrite, Block: first, Count: uint32(len(sums))}, buf, sums)
+	return nil
+}
+
+// zeroBlock is what partly zeroed blocks are merged with.
+var zeroBlock [blockdev.BlockSize]byte
+
+// addZeroes adds a ZERO record for the whole blocks and merged writes for the rest.
+func (r *Replica) addZeroes(fb *frameBuf, q *blockdev.Request) error {
+	off, stop := q.Offset, q.Offset+uint64(q.Length)
+	first, end := inner(off, uint64(q.Length))
+	if first >= end { // within a block, or two
+		for off < stop {
+			n := min(stop, (off/blockdev.BlockSize+1)*blockdev.BlockSize) - off
+			if err := r.addMerged(fb, off, zeroBlock[:n]); err != nil {
+				return err
+			}
+			off += n
+		}
+		return nil
+	}
+	if head := first*blockdev.BlockSize - off; head > 0 {
+		if err := r.addMerged(fb, off, zeroBlock[:head]); err != nil {
+			return err
+		}
+	}
+	var flags uint8
+	if q.Flags&blockdev.FlagNoHole != 0 {
+		flags = wal.RecordNoHole
+	}
+	fb.add(wal.Record{Kind: wal.KindZero, Flags: flags, Block: first, Count: uint32(end - first)}, nil, nil)
+	if tail := stop - end*blockdev.BlockSize; tail > 0 {
+		return r.addMerged(fb, end*blockdev.BlockSize, zeroBlock[:tail])
+	}
+	return nil
+}
+
+// failBatch completes a batch that could not be built with an error: a block that it had to be merged with is corrupt.
+func (r *Replica) failBatch(fb *frameBuf, a *after, err error) {
+	for _, q := range fb.batch {
+		q.req.Err = ioError(err)
+		a.completed = append(a.completed, pendingReq{req: q.req, s: q.s})
+	}
+	r.putFrame(fb)
+}
+
+// seal gives the frame its LSNs and sends it to every peer that takes frames as they are made. mu is held.
+func (r *Replica) seal(fb *frameBuf, a *after, sync bool) {
+	var flags uint16
+	if sync {
+		flags = wal.FlagSync
+	}
+	fb.frame = fb.builder.Seal(wal.Header{
+		Salt: r.store.Salt(), Epoch: wal.Epoch(r.core.View().Tenure), Incarnation: r.store.Incarnation(),
+		First: r.end + 1, Commit: r.core.Commit(), Stable: r.core.Stable(),
+		Chain: r.store.EndSum(), Flags: flags, Time: time.Now().UnixNano()})
+	r.end = fb.frame.Last()
+	r.inflight = fb
+	for _, s := range r.streams {
+		if s.direct {
+			s.pushFrame(fb)
+			a.streams = append(a.streams, s)
+		}
+	}
+}
+
+// write sends the frame, writes it to the own log, and syncs it if that is needed. mu is held, and given up meanwhile.
+// Sending comes first: the peers write while we do.
+func (r *Replica) write(fb *frameBuf, a *after, sync bool) {
+	last := fb.frame.Last()
+	r.mu.Unlock()
+	r.finish(a)
+	err := r.store.Append(fb.frame)
+	r.mu.Lock()
+	r.inflight = nil
+	r.putFrame(fb)
+	if err != nil {
+		r.poison(a, err)
+		return
+	}
+	r.core.Appended(last)
+	r.settle(a)
+	// Decided only now: a view that leaves this replica alone may have arrived meanwhile. If it arrives later, the
+	// core asks for a sync by itself.
+	if !sync && r.core.CommitsWritten() {
+		return
+	}
+	r.mu.Unlock()
+	r.finish(a)
+	err = r.syncStore()
+	r.mu.Lock()
+	if err != nil {
+		r.poison(a, err)
+		return
+	}
+	r.core.Durable(last)
+	r.settle(a)
+}
+
+// ioError makes a storage error one that a client is given.
+func ioError(err error) error {
+	if errors.Is(err, blockdev.ErrIO) {
+		return err
+	}
+	return errors.Join(blockdev.ErrIO, err)
+}

@@ -1,0 +1,126 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"lockstep/viewsvc"
+)
+
+// pingRetry is the pause after a ping that failed. The client has already tried every view server.
+const pingRetry = 100 * time.Millisecond
+
+// pingLoop tells the view service that the node is alive and carries out its orders. The service holds each ping until
+// there is news, so that a view arrives at once.
+func (n *Node) pingLoop() {
+	var last viewsvc.PingReply
+	lost := false
+	for n.ctx.Err() == nil {
+		req := n.ping(last)
+		req.Replicas = n.reports()
+		reply, err := n.view.Ping(n.ctx, req)
+		switch {
+		case n.ctx.Err() != nil:
+			return
+		case errors.Is(err, viewsvc.ErrForeignCluster), errors.Is(err, viewsvc.ErrDuplicateNode), errors.Is(err, viewsvc.ErrInvalid):
+			n.cancel(fmt.Errorf("node %s: %w", n.opts.ID, err))
+			return
+		case err != nil:
+			if !lost {
+				n.opts.OnEvent(Event{Kind: EventViewLost, Err: err})
+			}
+			lost = true
+			select {
+			case <-n.ctx.Done():
+			case <-time.After(pingRetry):
+			}
+			continue
+		}
+		if lost {
+			n.opts.OnEvent(Event{Kind: EventViewFound})
+		}
+		lost = false
+		last = reply
+		if err := n.home.join(reply.Cluster); err != nil {
+			n.cancel(err)
+			return
+		}
+		for _, o := range reply.Volumes {
+			n.obey(o)
+		}
+	}
+}
+
+// farewell tells the view service that the node leaves on purpose.
+func (n *Node) farewell(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, farewellTimeout)
+	defer cancel()
+	// An error changes nothing: the service finds out by itself.
+	req := n.ping(viewsvc.PingReply{})
+	req.Bye = true
+	_, _ = n.view.Ping(ctx, req)
+}
+
+// ping is what every ping says, in answer to the last reply.
+func (n *Node) ping(last viewsvc.PingReply) viewsvc.PingRequest {
+	return viewsvc.PingRequest{Cluster: n.home.cluster(), Node: n.opts.ID, Incarnation: n.incarnation, PID: pid(),
+		Addr: n.peers.Addr().String(), NBD: n.nbdAt.Addr().String(), Seq: n.pings.Add(1), Echo: last.Seq, News: last.News}
+}
+
+func (n *Node) reports() []viewsvc.ReplicaReport {
+	n.mu.Lock()
+	list := make([]*Replica, 0, len(n.replicas))
+	for _, r := range n.replicas {
+		list = append(list, r)
+	}
+	n.mu.Unlock()
+	reports := make([]viewsvc.ReplicaReport, len(list))
+	for i, r := range list {
+		reports[i] = r.Report()
+	}
+	slices.SortFunc(reports, func(a, b viewsvc.ReplicaReport) int { return strings.Compare(string(a.Volume), string(b.Volume)) })
+	return reports
+}
+
+// obey carries out what the view service says about one volume. What takes long is done beside the pings.
+func (n *Node) obey(o viewsvc.VolumeOrders) {
+	r := n.replicaOf(o.Volume.ID)
+	switch {
+	case r != nil && o.Delete:
+		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, r) })
+	case r != nil:
+		r.Orders(o)
+	case o.Replica == "" && !o.Delete:
+		n.beside(o.Volume, func() error { return n.makeReplica(o.Volume) })
+	}
+}
+
+// beside runs work on a volume in a goroutine of its own, unless some is under way.
+func (n *Node) beside(v viewsvc.Volume, work func() error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.making[v.ID] || n.closed {
+		return
+	}
+	n.making[v.ID] = true
+	n.run(func() { // ends when the work is done; Close waits
+		err := work()
+		if err != nil {
+			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: v.Name, Err: err})
+			select { // the order is going to be repeated at once, and may well fail again
+			case <-n.ctx.Done():
+			case <-time.After(makeRetry):
+			}
+		}
+		n.mu.Lock()
+		delete(n.making, v.ID)
+		n.mu.Unlock()
+	})
+}
+
+// makeRetry is the pause after work on a replica that failed.
+const makeRetry = 5 * time.Second

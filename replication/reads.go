@@ -1,0 +1,131 @@
+package replication
+
+import (
+	"lockstep/blockdev"
+)
+
+// Limits of reading.
+const (
+	readerCount  = 4  // goroutines per replica: a read that misses the page cache waits in one
+	maxReadBurst = 16 // requests that one of them takes at a time
+)
+
+// readReq is a read on its way. ticket is the core's: it may be answered when that is confirmed.
+type readReq struct {
+	req    *blockdev.Request
+	s      *session
+	ticket uint64
+}
+
+// confirm asks the peers whose word is needed to confirm the present view, with mu held. It is also the heartbeat.
+func (r *Replica) confirm(a *after, nonce uint64) {
+	m := msg{Type: msgConfirm, View: r.core.View().Num, Commit: r.core.Commit(), Nonce: nonce}
+	if r.askSync {
+		m.Flags = flagSync
+	}
+	for _, s := range r.streams {
+		if s.up {
+			s.q.push(m, nil, nil)
+			a.streams = append(a.streams, s)
+		}
+	}
+}
+
+// popReads hands confirmed reads to the readers.
+func (r *Replica) popReads(nonce uint64) {
+	n := 0
+	for n < len(r.readWait) && r.readWait[n].ticket <= nonce {
+		n++
+	}
+	r.readQueue = append(r.readQueue, r.readWait[:n]...)
+	r.readWait = shift(r.readWait, n)
+	if len(r.readQueue) > maxReadBurst {
+		r.readers.Broadcast()
+	} else {
+		r.readers.Signal()
+	}
+}
+
+// dropReads takes a session's reads off a list.
+func dropReads(list []readReq, s *session) []readReq {
+	keep := list[:0]
+	for _, q := range list {
+		if q.s != s {
+			keep = append(keep, q)
+		}
+	}
+	clear(list[len(keep):])
+	return keep
+}
+
+// readLoop is one of the readers. It takes a few reads of one session at a time and gives them back together.
+func (r *Replica) readLoop() {
+	var burst []*blockdev.Request
+	var scratch []byte
+	for {
+		r.mu.Lock()
+		for len(r.readQueue) == 0 && !r.closed {
+			r.readers.Wait()
+		}
+		if r.closed {
+			r.mu.Unlock()
+			return
+		}
+		s := r.readQueue[0].s
+		n := 0
+		for n < len(r.readQueue) && n < maxReadBurst && r.readQueue[n].s == s {
+			burst = append(burst, r.readQueue[n].req)
+			n++
+		}
+		r.readQueue = shift(r.readQueue, n)
+		if len(r.readQueue) > 0 {
+			r.readers.Signal()
+		}
+		s.busy++
+		r.mu.Unlock()
+
+		for _, q := range burst {
+			scratch, q.Err = r.read(q, scratch)
+		}
+		s.complete(burst)
+		clear(burst)
+		burst = burst[:0]
+
+		r.mu.Lock()
+		s.busy--
+		if s.busy == 0 {
+			r.idle.Broadcast()
+		}
+		r.mu.Unlock()
+	}
+}
+
+// maxKeptScratch is how much room for unaligned reads a reader keeps.
+const maxKeptScratch = 1 << 20
+
+// read fills a request from committed data. scratch is room that is kept from one call to the next.
+func (r *Replica) read(q *blockdev.Request, scratch []byte) ([]byte, error) {
+	first, end := blockSpan(q)
+	if q.Offset%blockdev.BlockSize == 0 && q.Length%blockdev.BlockSize == 0 {
+		return scratch, readError(r.store.Read(first, q.Data))
+	}
+	n := int(end-first) * blockdev.BlockSize
+	if cap(scratch) < n {
+		scratch = make([]byte, n)
+	}
+	if err := r.store.Read(first, scratch[:n]); err != nil {
+		return scratch, readError(err)
+	}
+	copy(q.Data, scratch[q.Offset-first*blockdev.BlockSize:n])
+	if cap(scratch) > maxKeptScratch {
+		scratch = nil
+	}
+	return scratch, nil
+}
+
+func readError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return ioError(err)
+}

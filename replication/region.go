@@ -1,0 +1,52 @@
+package replication
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"lockstep/blockdev"
+)
+
+// A region on the wire is its block sums, 4 bytes each, little-endian, 0 for a block of zeroes; then the data of the
+// other blocks. The number of sums is the number of blocks: the body's length must agree with both.
+//
+//	offset  size  field
+//	0       4     n, number of blocks
+//	4       4n    sums
+//	4+4n    ...   data of the blocks whose sum is not 0
+
+func encodeRegion(img *blockdev.RegionImage) []byte {
+	b := make([]byte, 0, 4+4*len(img.Sums)+len(img.Data))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(img.Sums)))
+	for _, s := range img.Sums {
+		b = binary.LittleEndian.AppendUint32(b, s)
+	}
+	return append(b, img.Data...)
+}
+
+// decodeRegion fills img, which then aliases body's data. What is wrong with the data itself is for the store to find.
+func decodeRegion(body []byte, img *blockdev.RegionImage) error {
+	const maxBlocks = blockdev.RegionBytes / blockdev.BlockSize
+	if len(body) < 4 {
+		return fmt.Errorf("%w: region of %d bytes", errWire, len(body))
+	}
+	n := binary.LittleEndian.Uint32(body)
+	if n > maxBlocks || len(body) < 4+4*int(n) {
+		return fmt.Errorf("%w: region of %d blocks in %d bytes", errWire, n, len(body))
+	}
+	img.Sums = img.Sums[:0]
+	data := body[4+4*n:]
+	used := 0
+	for i := range int(n) {
+		s := binary.LittleEndian.Uint32(body[4+4*i:])
+		img.Sums = append(img.Sums, s)
+		if s != 0 {
+			used += blockdev.BlockSize
+		}
+	}
+	if used != len(data) {
+		return fmt.Errorf("%w: region with %d bytes of data where its sums want %d", errWire, len(data), used)
+	}
+	img.Data = data
+	return nil
+}

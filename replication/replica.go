@@ -1,0 +1,563 @@
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"lockstep/blockdev"
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// ReplicaOptions is what a Replica needs from its node.
+type ReplicaOptions struct {
+	Store   *blockdev.Store // opened; the Replica closes it
+	Cluster string
+	Volume  viewsvc.Volume // as the view service described it last; zero: as it was when the replica was last open
+
+	// Propose asks the view service; it returns the view that the service holds then, also with a
+	// *viewsvc.ConflictError, or a *viewsvc.RuleError.
+	Propose func(context.Context, viewsvc.Proposal) (viewsvc.View, error)
+	// Dial reaches another node; nil means TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
+	OnEvent func(Event)
+}
+
+// hardState is what a replica must find again after a crash, beside its log. blockdev.Store keeps it.
+type hardState struct {
+	View     viewsvc.View   `json:"view"`
+	Volume   viewsvc.Volume `json:"volume"`
+	Suspect  bool           `json:"suspect,omitempty"`
+	CopyBase wal.LSN        `json:"copy_base,omitempty"` // while copying: where the image was before
+}
+
+// Replica is one node's copy of a volume in all its roles. When it is an open primary it serves as a blockdev.Device.
+//
+// Locks, in order: a session's mu, then nothing; mu, then a sendq's mu. Nothing is completed and no socket is written
+// with mu held.
+type Replica struct {
+	opts  ReplicaOptions
+	store *blockdev.Store
+	id    viewsvc.ReplicaID
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	syncMu     sync.Mutex    // held over store.Sync
+	syncWanted chan struct{} // to syncLoop; holds one token at most
+	room       chan struct{} // to tickLoop; holds one token at most
+
+	mu   sync.Mutex // guards everything below
+	work *sync.Cond // to the committer: something to order
+	idle *sync.Cond // logBusy ended, a session's busy fell
+	core *Core
+	hard hardState
+
+	// logBusy is the right to write the log: to append, cut or begin it anew. The committer takes it for a frame, a
+	// stream from a primary for a batch of frames. Whoever takes it checks his role after that.
+	logBusy bool
+	cuts    int // how often the log was cut; a sync that began before a cut says nothing about what came after
+
+	// As primary.
+	sessions   map[*session]struct{}
+	named      map[string]*session // the newest generation of each named session
+	queue      []queued            // requests that have no LSN yet
+	queueBytes int
+	pending    []pendingReq // ordered, not committed; by LSN
+	stableWait []pendingReq // committed, but to be stable before they are completed; by LSN
+	readWait   []readReq    // reads without a confirmed ticket; by ticket
+	readQueue  []readReq    // reads to be done by the readers
+	readers    *sync.Cond
+	beginView  viewsvc.View // a tenure whose VIEW record is to be appended; Num 0: none
+	end        wal.LSN      // last LSN that was given out
+	inflight   *frameBuf    // sealed and sent, not yet in the log
+	streams    map[viewsvc.ReplicaID]*stream
+	nextStream uint64
+	peers      map[viewsvc.ReplicaID]viewsvc.Peer
+	askSync    bool // a flush waits: ask the peers to sync with the next Confirm
+
+	follower *follower // the stream that this replica follows
+	failed   error     // why it is poisoned
+	closed   bool
+	pool     sync.Pool // of *frameBuf
+}
+
+// OpenReplica starts a replica on an opened store. It takes part at once: as a follower when a primary calls
+// (ServeStream), as a primary when Orders name it.
+func OpenReplica(o ReplicaOptions) (*Replica, error) {
+	id := o.Store.Identity()
+	var hard hardState
+	if b := o.Store.Protocol(); len(b) > 0 {
+		if err := json.Unmarshal(b, &hard); err != nil {
+			return nil, fmt.Errorf("replication: protocol state of replica %s is unreadable: %w", id.Replica, err)
+		}
+	}
+	if o.Volume.ID != "" {
+		hard.Volume = o.Volume
+	}
+	if string(hard.Volume.ID) != id.Volume {
+		return nil, fmt.Errorf("replication: replica %s belongs to volume %s, not %s", id.Replica, id.Volume, hard.Volume.ID)
+	}
+	if hard.Volume.Sync == viewsvc.SyncFlush && !o.Store.CleanStart() && !o.Store.SameBoot() {
+		hard.Suspect = true // the machine went down with acknowledged writes in its page cache
+	}
+	if o.Dial == nil {
+		o.Dial = dialTCP
+	}
+	if o.OnEvent == nil {
+		o.OnEvent = func(Event) {}
+	}
+	m := o.Store.Marks()
+	r := &Replica{opts: o, store: o.Store, id: viewsvc.ReplicaID(id.Replica), hard: hard, end: m.End,
+		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID},
+			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect}),
+		syncWanted: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		sessions: map[*session]struct{}{}, named: map[string]*session{},
+		streams: map[viewsvc.ReplicaID]*stream{}, peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
+	r.core.SetSync(hard.Volume.Sync)
+	r.work, r.idle, r.readers = sync.NewCond(&r.mu), sync.NewCond(&r.mu), sync.NewCond(&r.mu)
+	r.pool.New = func() any { return new(frameBuf) }
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if err := r.saveHard(); err != nil {
+		r.cancel()
+		return nil, err
+	}
+	r.start(r.commitLoop) // each of these ends with Close
+	r.start(r.tickLoop)
+	r.start(r.syncLoop)
+	r.start(r.watchStore)
+	for range readerCount {
+		r.start(r.readLoop)
+	}
+	return r, nil
+}
+
+func (r *Replica) start(f func()) {
+	r.wg.Add(1)
+	go func() {
+		defer r.wg.Done()
+		f()
+	}()
+}
+
+// ID is the replica's name.
+func (r *Replica) ID() viewsvc.ReplicaID { return r.id }
+
+// Close ends all sessions and streams and closes the store.
+func (r *Replica) Close() error {
+	var a after
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	r.cancel()
+	r.stepDown(&a)
+	for _, s := range r.streams {
+		s.stop()
+	}
+	if r.follower != nil {
+		r.follower.conn.Close()
+	}
+	r.work.Broadcast()
+	r.idle.Broadcast()
+	r.readers.Broadcast()
+	r.mu.Unlock()
+	r.finish(&a)
+	r.wg.Wait()
+	return r.store.Close()
+}
+
+// after is what is to be done once mu is released. Its slices are reused by the goroutine that owns it.
+type after struct {
+	completed []pendingReq
+	batch     []*blockdev.Request
+	aborts    []*session
+	streams   []*stream // to be flushed
+	proposals []*viewsvc.Proposal
+	events    []Event
+	sync      bool
+}
+
+// settle carries out the core's effects, with mu held; what must not be done under it is left in a.
+func (r *Replica) settle(a *after) {
+	for _, e := range r.core.Effects() {
+		switch e.Kind {
+		case EffectSaveView:
+			r.hard.View, r.hard.Suspect = e.View, r.core.Suspect()
+			if err := r.saveHard(); err != nil {
+				r.poison(a, err)
+				return
+			}
+			r.event(a, Event{Kind: EventState})
+		case EffectStepDown:
+			r.stepDown(a)
+		case EffectBeginTenure:
+			r.beginView = e.View
+			if r.follower != nil {
+				r.follower.conn.Close()
+			}
+			r.work.Broadcast()
+		case EffectTargets:
+			r.reconcileStreams()
+		case EffectAnnounce:
+			for _, s := range r.streams {
+				if s.up {
+					s.q.pushEncoded(msg{Type: msgView, View: e.View.Num}.encodeJSON(e.View))
+					a.streams = append(a.streams, s)
+				}
+			}
+		case EffectCommit:
+			r.store.Commit(e.LSN)
+			r.popCommitted(a, e.LSN)
+		case EffectStable:
+			r.popStable(a)
+		case EffectServe:
+			r.event(a, Event{Kind: EventState})
+			r.work.Broadcast()
+		case EffectConfirm:
+			r.confirm(a, e.Nonce)
+		case EffectReads:
+			r.popReads(e.Nonce)
+		case EffectSync:
+			a.sync = true
+		case EffectPropose:
+			a.proposals = append(a.proposals, e.Proposal)
+		}
+	}
+}
+
+// finish does what settle left, without mu.
+func (r *Replica) finish(a *after) {
+	for len(a.completed) > 0 {
+		r.completeFirst(a)
+	}
+	for i, s := range a.streams {
+		s.q.flush()
+		a.streams[i] = nil
+	}
+	a.streams = a.streams[:0]
+	for _, s := range a.aborts {
+		s.client.Abort(blockdev.ErrNotPrimary)
+	}
+	a.aborts = a.aborts[:0]
+	for _, p := range a.proposals {
+		r.start(func() { r.propose(p) })
+	}
+	a.proposals = a.proposals[:0]
+	for _, e := range a.events {
+		r.opts.OnEvent(e)
+	}
+	a.events = a.events[:0]
+	if a.sync {
+		a.sync = false
+		select {
+		case r.syncWanted <- struct{}{}:
+		default: // it is going to run anyway
+		}
+	}
+}
+
+// do gives the core an event that is rare, and carries out what follows from it.
+func (r *Replica) do(event func(*Core)) {
+	var a after
+	r.mu.Lock()
+	event(r.core)
+	r.settle(&a)
+	r.mu.Unlock()
+	r.finish(&a)
+}
+
+func (r *Replica) event(a *after, e Event) {
+	e.Volume, e.Replica = r.hard.Volume.Name, r.id
+	e.View, e.State = r.core.View().Num, r.core.State().String()
+	a.events = append(a.events, e)
+}
+
+// saveHard puts the protocol state on stable storage (I1).
+func (r *Replica) saveHard() error {
+	b, err := r.encodeHard()
+	if err != nil {
+		return err
+	}
+	return r.store.SaveProtocol(b)
+}
+
+func (r *Replica) encodeHard() ([]byte, error) {
+	b, err := json.Marshal(r.hard)
+	if err != nil {
+		return nil, fmt.Errorf("replication: save protocol state: %w", err)
+	}
+	return b, nil
+}
+
+// poison ends the replica's part in the volume after a storage error.
+func (r *Replica) poison(a *after, err error) {
+	if r.failed != nil {
+		return
+	}
+	r.failed = err
+	r.core.Poison()
+	r.settle(a)
+	if r.follower != nil {
+		r.follower.conn.Close()
+	}
+	r.event(a, Event{Kind: EventPoisoned, Err: err})
+}
+
+// fail is poison for those who do not hold mu.
+func (r *Replica) fail(err error) {
+	var a after
+	r.mu.Lock()
+	r.poison(&a, err)
+	r.mu.Unlock()
+	r.finish(&a)
+}
+
+// watchStore poisons the replica when its store fails behind its back (the applier's or the checkpoint's I/O).
+func (r *Replica) watchStore() {
+	select {
+	case <-r.ctx.Done():
+	case <-r.store.Failed():
+		r.fail(r.store.Err())
+	}
+}
+
+// stepDown ends all sessions and forgets their requests, with mu held.
+func (r *Replica) stepDown(a *after) {
+	for s := range r.sessions {
+		s.closed = true
+		a.aborts = append(a.aborts, s)
+	}
+	clear(r.sessions)
+	clear(r.named)
+	r.queue, r.queueBytes = nil, 0
+	r.pending, r.stableWait, r.readWait = nil, nil, nil
+	r.readQueue = nil
+	r.beginView = viewsvc.View{}
+	r.askSync = false
+}
+
+// takeLog waits for the right to write the log, with mu held. It fails when the replica is closed.
+func (r *Replica) takeLog() bool {
+	for r.logBusy && !r.closed {
+		r.idle.Wait()
+	}
+	if r.closed {
+		return false
+	}
+	r.logBusy = true
+	return true
+}
+
+func (r *Replica) releaseLog() {
+	r.logBusy = false
+	r.idle.Broadcast()
+	r.work.Broadcast()
+}
+
+// tickLoop is the core's sense of time. It also wakes those who wait for room in the log.
+func (r *Replica) tickLoop() {
+	t := time.NewTicker(time.Second / TicksPerSecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-t.C:
+			r.do(func(c *Core) { c.Tick() })
+		case <-r.room:
+			r.mu.Lock()
+			r.work.Broadcast()
+			r.mu.Unlock()
+		}
+	}
+}
+
+// flushInterval is how long written records may stay unsynced in sync mode flush. They cannot be applied before.
+const flushInterval = 200 * time.Millisecond
+
+// syncLoop syncs the log when somebody asks, and by itself in sync mode flush, where nobody need ever ask.
+func (r *Replica) syncLoop() {
+	t := time.NewTicker(flushInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-r.syncWanted:
+		case <-t.C:
+			r.mu.Lock()
+			needed := r.hard.Volume.Sync == viewsvc.SyncFlush && r.core.durable < r.core.written
+			r.mu.Unlock()
+			if !needed {
+				continue
+			}
+		}
+		r.syncNow()
+	}
+}
+
+// syncStore syncs the log. One sync is in flight at a time.
+func (r *Replica) syncStore() error {
+	r.syncMu.Lock()
+	defer r.syncMu.Unlock()
+	return r.store.Sync()
+}
+
+// syncNow makes what is written durable and says so to whom it concerns.
+func (r *Replica) syncNow() {
+	r.mu.Lock()
+	cuts := r.cuts
+	r.mu.Unlock()
+	if err := r.syncStore(); err != nil {
+		r.fail(err)
+		return
+	}
+	durable := r.store.Marks().Durable
+	var a after
+	r.mu.Lock()
+	if cuts != r.cuts {
+		r.mu.Unlock()
+		return
+	}
+	r.core.Durable(durable)
+	r.settle(&a)
+	f := r.follower
+	r.mu.Unlock()
+	r.finish(&a)
+	if f != nil {
+		f.ackDurable()
+	}
+}
+
+// propose asks the view service for a view and tells the core what became of it.
+func (r *Replica) propose(p *viewsvc.Proposal) {
+	r.opts.OnEvent(Event{Kind: EventPropose, Volume: r.hard.Volume.Name, Replica: r.id, View: p.Expect + 1,
+		Text: fmt.Sprintf("%s: primary %s, backups %v: %s", p.Kind, p.Primary, p.Backups, p.Reason)})
+	ctx, cancel := context.WithTimeout(r.ctx, proposeTimeout)
+	defer cancel()
+	q := *p
+	q.Cluster = r.opts.Cluster
+	v, err := r.opts.Propose(ctx, q)
+	var conflict *viewsvc.ConflictError
+	var rule *viewsvc.RuleError
+	r.do(func(c *Core) {
+		switch {
+		case err == nil:
+			c.Observe(v)
+		case errors.As(err, &conflict):
+			c.Observe(conflict.Current)
+			c.ProposalLost(p) // if that view was not newer: the service is behind us, ask again
+		case errors.As(err, &rule):
+			c.ProposalRefused(p)
+		default:
+			c.ProposalLost(p)
+		}
+	})
+}
+
+// proposeTimeout bounds one try.
+const proposeTimeout = 3 * time.Second
+
+// Orders is what the view service says about the volume, from each of its replies.
+func (r *Replica) Orders(o viewsvc.VolumeOrders) {
+	var a after
+	r.mu.Lock()
+	defer func() { r.mu.Unlock(); r.finish(&a) }()
+	if r.closed || r.failed != nil {
+		return
+	}
+	if o.Volume != r.hard.Volume {
+		r.hard.Volume = o.Volume
+		if err := r.saveHard(); err != nil {
+			r.poison(&a, err)
+			return
+		}
+		r.core.SetSync(o.Volume.Sync)
+	}
+	moved := false
+	for _, p := range o.Peers {
+		moved = moved || r.peers[p.Replica].Addr != p.Addr
+		r.peers[p.Replica] = p
+	}
+	if moved {
+		for _, s := range r.streams {
+			s.retryNow()
+		}
+	}
+	r.core.Observe(o.View)
+	r.core.Recruits(o.Recruit)
+	if o.Resume {
+		r.core.Resume()
+	}
+	if o.Handover != "" {
+		_ = r.core.Handover(o.Handover) // the service repeats the order until it is carried out or given up
+	} else {
+		r.core.CancelHandover()
+	}
+	r.settle(&a)
+	r.work.Broadcast()
+}
+
+// Report is what the replica says of itself in a ping.
+func (r *Replica) Report() viewsvc.ReplicaReport {
+	m := r.store.Marks()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.core.View()
+	rep := viewsvc.ReplicaReport{Volume: r.hard.Volume.ID, Replica: r.id, View: v.Num, Tenure: v.Tenure,
+		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied), Suspect: r.core.Suspect()}
+	switch r.core.State() {
+	case StateLearner:
+		rep.Role = viewsvc.RoleLearner
+		if v.Num == 0 && m.End == 0 {
+			rep.Role = viewsvc.RoleBlank
+		}
+	case StateBackup:
+		rep.Role = viewsvc.RoleBackup
+	case StateOpening:
+		rep.Role = viewsvc.RoleOpening
+	case StateHeld:
+		rep.Role = viewsvc.RoleHeld
+	case StateOpen:
+		rep.Role = viewsvc.RolePrimary
+	case StateRecovering:
+		rep.Role = viewsvc.RoleRecovering
+	case StatePoisoned:
+		rep.Role = viewsvc.RolePoisoned
+	}
+	if r.failed != nil {
+		rep.Error = r.failed.Error()
+	}
+	for _, p := range r.core.peers {
+		pr := viewsvc.Progress{Replica: p.id, Match: uint64(p.durable)}
+		if s := r.streams[p.id]; s != nil {
+			pr.BytesDone, pr.BytesLeft, pr.Rate = s.progress()
+		}
+		if p.required {
+			rep.Lag = append(rep.Lag, pr)
+		} else {
+			rep.Learners = append(rep.Learners, pr)
+		}
+		if p.refused {
+			rep.Dead = append(rep.Dead, p.id)
+		}
+	}
+	return rep
+}
+
+// Volume is what the replica knows of its volume.
+func (r *Replica) Volume() viewsvc.Volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hard.Volume
+}

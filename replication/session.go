@@ -1,0 +1,332 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"lockstep/blockdev"
+	"lockstep/wal"
+)
+
+// queued is a request that has no LSN yet.
+type queued struct {
+	req  *blockdev.Request
+	s    *session
+	done uint64 // bytes of it that are ordered: a write of more than blockdev.MaxRequestBytes takes several frames
+}
+
+// pendingReq is a request that waits for the commit point. req belongs to the client again once s is closed, so s is
+// looked at first.
+type pendingReq struct {
+	lsn    wal.LSN
+	req    *blockdev.Request
+	s      *session
+	stable bool // FUA: wait until stable, not only until committed
+}
+
+// session is a client's attachment to an open primary.
+type session struct {
+	r      *Replica
+	id     blockdev.SessionID
+	client blockdev.Client
+
+	// Guarded by Replica.mu.
+	closed bool // nothing of this session is ordered any more (I11)
+	busy   int  // bursts of it in the hands of the committer and of readers
+
+	mu   sync.Mutex // held while the client is given requests back
+	gone bool       // the client does not want any back
+}
+
+// Geometry implements blockdev.Device.
+func (r *Replica) Geometry() blockdev.Geometry {
+	return blockdev.Geometry{Size: r.store.Identity().Size}
+}
+
+// Attach implements blockdev.Device. Older generations of the same session are fenced under the lock that orders
+// requests, before Attach returns (hazard: a late original overtaking its replay).
+func (r *Replica) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+	s := &session{r: r, id: id, client: c}
+	r.mu.Lock()
+	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() {
+		r.mu.Unlock()
+		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, blockdev.ErrNotPrimary)
+	}
+	var old *session
+	if id.Name != "" {
+		if old = r.named[id.Name]; old != nil && old.id.Generation >= id.Generation {
+			r.mu.Unlock()
+			return nil, fmt.Errorf("attach to %s: generation %d of a session that is at %d: %w",
+				r.hard.Volume.Name, id.Generation, old.id.Generation, blockdev.ErrSessionClosed)
+		}
+		r.named[id.Name] = s
+	}
+	r.sessions[s] = struct{}{}
+	if old != nil {
+		old.fenceLocked()
+	}
+	r.mu.Unlock()
+	if old != nil {
+		old.client.Abort(blockdev.ErrSessionClosed)
+	}
+	return s, nil
+}
+
+// fenceLocked ends the session. When it returns nothing more of it is ordered, and nobody but the list of pending
+// requests, which looks at gone first, knows its requests.
+func (s *session) fenceLocked() {
+	r := s.r
+	s.closed = true
+	delete(r.sessions, s)
+	if s.id.Name != "" && r.named[s.id.Name] == s {
+		delete(r.named, s.id.Name)
+	}
+	keep := r.queue[:0]
+	for _, q := range r.queue {
+		if q.s == s {
+			r.queueBytes -= int(q.req.Length)
+			continue
+		}
+		keep = append(keep, q)
+	}
+	clear(r.queue[len(keep):])
+	r.queue = keep
+	r.readWait = dropReads(r.readWait, s)
+	r.readQueue = dropReads(r.readQueue, s)
+	for s.busy > 0 {
+		r.idle.Wait()
+	}
+}
+
+// Close implements blockdev.Session.
+func (s *session) Close() {
+	s.r.mu.Lock()
+	s.fenceLocked()
+	s.r.mu.Unlock()
+	s.mu.Lock()
+	s.gone = true
+	s.mu.Unlock()
+}
+
+// complete gives requests back, unless the client does not want them any more.
+func (s *session) complete(done []*blockdev.Request) {
+	if len(done) == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.gone {
+		s.client.Complete(done)
+	}
+}
+
+// completeFirst gives back all requests of the first session in a.completed.
+func (r *Replica) completeFirst(a *after) {
+	s := a.completed[0].s
+	rest, batch := a.completed[:0], a.batch[:0]
+	s.mu.Lock()
+	for _, p := range a.completed {
+		if p.s == s {
+			batch = append(batch, p.req)
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	if !s.gone {
+		s.client.Complete(batch)
+	}
+	s.mu.Unlock()
+	clear(a.completed[len(rest):])
+	clear(batch)
+	a.completed, a.batch = rest, batch[:0]
+}
+
+// popCommitted takes the requests up to l off the list of pending ones.
+func (r *Replica) popCommitted(a *after, l wal.LSN) {
+	n := 0
+	for ; n < len(r.pending) && r.pending[n].lsn <= l; n++ {
+		p := r.pending[n]
+		if p.stable && p.lsn > r.core.Stable() {
+			r.stableWait = append(r.stableWait, p)
+			r.wantSync(a)
+			continue
+		}
+		a.completed = append(a.completed, p)
+	}
+	r.pending = shift(r.pending, n)
+}
+
+// popStable completes what waited for stability.
+func (r *Replica) popStable(a *after) {
+	n := 0
+	for n < len(r.stableWait) && r.stableWait[n].lsn <= r.core.Stable() {
+		n++
+	}
+	a.completed = append(a.completed, r.stableWait[:n]...)
+	r.stableWait = shift(r.stableWait, n)
+	r.askSync = len(r.stableWait) > 0
+}
+
+// wantSync asks this replica and its peers to sync: with the next Confirm, which is sent at once and repeated by the
+// core's heartbeat while somebody waits.
+func (r *Replica) wantSync(a *after) {
+	if !r.askSync {
+		r.askSync = true
+		a.sync = true
+		r.confirm(a, r.core.nonce)
+	}
+}
+
+// shift drops the first n elements in place, so that the list's memory is reused.
+func shift[T any](list []T, n int) []T {
+	if n == 0 {
+		return list
+	}
+	rest := copy(list, list[n:])
+	clear(list[rest:])
+	return list[:rest]
+}
+
+// Submit implements blockdev.Session.
+func (s *session) Submit(burst []*blockdev.Request) {
+	r := s.r
+	size := r.store.Identity().Size
+	var now []*blockdev.Request // wrong or trivial; completed at the end. Rarely used.
+	writes, reads, flushes := 0, 0, 0
+	for _, q := range burst {
+		q.Err = nil
+		if q.Err = check(q, size); q.Err != nil || trivial(q) {
+			now = append(now, q)
+			continue
+		}
+		switch q.Op {
+		case blockdev.OpWrite:
+			sumAligned(q)
+			writes++
+		case blockdev.OpTrim, blockdev.OpWriteZeroes:
+			writes++
+		case blockdev.OpRead:
+			reads++
+		case blockdev.OpFlush:
+			flushes++
+		}
+	}
+	if writes+reads+flushes > 0 {
+		s.admit(burst, now, reads > 0)
+	}
+	s.complete(now)
+}
+
+// admit puts a burst that was looked at into the queues.
+func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
+	r := s.r
+	var a after
+	r.mu.Lock()
+	if s.closed {
+		r.mu.Unlock()
+		return // the client was told
+	}
+	var ticket uint64
+	var readNow bool
+	if reads {
+		ticket, readNow = r.core.ReadTicket()
+	}
+	for _, q := range burst {
+		if len(skip) > 0 && skip[0] == q {
+			skip = skip[1:]
+			continue
+		}
+		switch q.Op {
+		case blockdev.OpRead:
+			if readNow {
+				r.readQueue = append(r.readQueue, readReq{req: q, s: s})
+			} else {
+				r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
+			}
+		case blockdev.OpFlush:
+			p := pendingReq{lsn: r.core.Commit(), req: q, s: s}
+			if p.lsn <= r.core.Stable() {
+				a.completed = append(a.completed, p)
+			} else {
+				r.stableWait = append(r.stableWait, p)
+				r.wantSync(&a)
+			}
+		default:
+			r.queue = append(r.queue, queued{req: q, s: s})
+			r.queueBytes += int(q.Length)
+		}
+	}
+	if len(r.queue) > 0 {
+		r.work.Signal()
+	}
+	if len(r.readQueue) > 0 {
+		r.readers.Signal()
+	}
+	r.settle(&a)
+	r.mu.Unlock()
+	r.finish(&a)
+}
+
+// check refuses what makes no sense.
+func check(q *blockdev.Request, size uint64) error {
+	switch q.Op {
+	case blockdev.OpFlush:
+		return nil
+	case blockdev.OpRead, blockdev.OpWrite:
+		if uint64(len(q.Data)) != uint64(q.Length) {
+			return fmt.Errorf("replication: %v of %d bytes with a buffer of %d: %w", q.Op, q.Length, len(q.Data), blockdev.ErrInvalid)
+		}
+	case blockdev.OpTrim, blockdev.OpWriteZeroes, blockdev.OpCache:
+	default:
+		return fmt.Errorf("replication: operation %d: %w", q.Op, blockdev.ErrInvalid)
+	}
+	if q.Offset > size || uint64(q.Length) > size-q.Offset {
+		return blockdev.ErrOutOfRange
+	}
+	return nil
+}
+
+// trivial tells whether nothing has to be done: an empty range, a hint, a trim of less than a block.
+func trivial(q *blockdev.Request) bool {
+	switch q.Op {
+	case blockdev.OpFlush:
+		return false
+	case blockdev.OpCache:
+		return true
+	case blockdev.OpTrim:
+		first, end := inner(q.Offset, uint64(q.Length))
+		return first >= end
+	}
+	return q.Length == 0
+}
+
+// inner is the range of whole blocks inside a range of bytes.
+func inner(off, n uint64) (first, end uint64) {
+	return (off + blockdev.BlockSize - 1) / blockdev.BlockSize, (off + n) / blockdev.BlockSize
+}
+
+// sumAligned computes the block checksums of a write that covers whole blocks: the only time in the blocks' lives that
+// they are computed. Others get theirs when they are merged with what is around them, at ordering.
+func sumAligned(q *blockdev.Request) {
+	sums := q.Scratch.Sums[:0]
+	if q.Offset%blockdev.BlockSize == 0 && q.Length%blockdev.BlockSize == 0 {
+		block := q.Offset / blockdev.BlockSize
+		for d := q.Data; len(d) > 0; d = d[blockdev.BlockSize:] {
+			sums = append(sums, wal.BlockSum(block, d[:blockdev.BlockSize]))
+			block++
+		}
+	}
+	q.Scratch.Sums = sums
+}
+
+// writable tells whether writes may be ordered now.
+func (r *Replica) writable() bool {
+	return r.core.State() == StateOpen && !r.core.Draining() && len(r.core.View().Members()) >= r.hard.Volume.MinCopies
+}
+
+// Interface checks.
+var (
+	_ blockdev.Device  = (*Replica)(nil)
+	_ blockdev.Session = (*session)(nil)
+)
