@@ -177,10 +177,9 @@ func (s *stream) stale(body []byte) error {
 
 // plan is how a peer is brought up to date.
 type plan struct {
-	next  wal.LSN    // first LSN to ship
-	cut   wal.LSN    // the peer's log is cut here
-	copy  *startCopy // nil: the log is enough
-	first []byte     // the encoded first message
+	next wal.LSN    // first LSN to ship
+	cut  wal.LSN    // the peer's log is cut here
+	copy *startCopy // nil: the log is enough
 }
 
 var errDiverged = errors.New("replication: the peer has committed records that are not in this volume's history; format it anew")
