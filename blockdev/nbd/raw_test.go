@@ -175,7 +175,6 @@ type puppet struct {
 
 	mu        sync.Mutex
 	attachErr error
-	sessions  []*puppetSession
 	attached  chan *puppetSession
 }
 
