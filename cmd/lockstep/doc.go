@@ -1,0 +1,56 @@
+// Command lockstep is every role of a Lockstep cluster, and its operator's tool, in one static binary.
+//
+// This package wires and renders; it decides nothing about data. Flags become the Options of another package, that
+// package's typed events become log lines, its errors become one line on standard error and an exit code. zerolog and
+// Prometheus are known here only.
+//
+// # Roles
+//
+//	lockstep viewd     a view server: says who is primary
+//	lockstep node      a storage server: holds replicas of volumes
+//	lockstep gateway   the NBD server that clients talk to: finds the primary, hides failovers
+//	lockstep dev       a whole cluster on this machine, as child processes, for trying things out
+//
+// A role runs until SIGINT or SIGTERM, which ask it to stop in good order: a node says goodbye to the view service, so
+// that its volumes move at once. A second signal ends it immediately, which loses nothing either: every role must
+// survive kill -9.
+//
+// # Operator's commands
+//
+//	lockstep volume create|list|show|resume|delete
+//	lockstep status, lockstep views, lockstep handover
+//
+// They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is the one that `lockstep
+// dev` starts (127.0.0.1:7400). The roles have no such last resort: a node that joins the wrong cluster by default
+// would be worse than one that does not start.
+//
+// # Output
+//
+// Standard output has only what was asked for. Everything else goes to standard error: logs (for people when it is a
+// terminal, JSON otherwise) and errors, each one line
+//
+//	lockstep: what failed: why: what to do next
+//
+// The JSON of `status` and `views` is an interface: fields are added, never renamed or removed (status_json.go).
+//
+// # Exit codes
+//
+//	0    done; status: every volume is safe
+//	1    it failed; status: a volume is degraded
+//	2    status: a volume is unavailable
+//	3    status: cannot tell, the view service did not answer or does not know the volume
+//	64   wrong usage: an unknown command or flag, a malformed value; nothing was done
+//	128+n  a role was ended by a second signal n before it had stopped in good order
+//
+// 64 is EX_USAGE of sysexits.h; it leaves 1 to 3 to the verdicts, so that a typing error in a monitoring script is
+// not taken for a degraded disk.
+//
+// # Reading the source
+//
+//	main.go, root.go, exit.go     the command tree, errors to exit codes
+//	size.go, address.go, name.go  values on the command line
+//	status*.go, views.go          what the cluster looks like: a verdict first
+//	volume.go, handover.go        what an operator can change
+//	role*.go, logging.go          the roles
+//	dev*.go                       the cluster for trying things out
+package main

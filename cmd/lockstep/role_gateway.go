@@ -1,0 +1,91 @@
+package main
+
+import (
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"lockstep/replication/gateway"
+)
+
+func newGateway(env *environment) *cobra.Command {
+	var (
+		listen  = clientExport("")
+		timeout time.Duration
+		clients int
+	)
+	cmd := &cobra.Command{
+		Use:   "gateway --view HOST:PORT[,...] --listen HOST:PORT|unix:/PATH",
+		Short: "Run the NBD server that clients talk to",
+		Long: `Run the NBD server that clients talk to. Every volume is an export. The gateway finds the primary and keeps
+requests until they are acknowledged: clients see a failover as a pause, not as an error.`,
+		Args: wantArgs(),
+	}
+	flags := cmd.Flags()
+	flags.Var(listen, "listen", "where clients connect")
+	flags.DurationVar(&timeout, "timeout", 0, `how long a request may wait for a primary before it fails with an I/O error;
+0 waits for ever, which is what file systems want`)
+	flags.IntVar(&clients, "max-clients", gateway.DefaultMaxClients, "connections in all")
+	servers := viewFlag(cmd, env)
+	logger := roleFlags(cmd)
+
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := required(cmd, "listen"); err != nil {
+			return err
+		}
+		view, err := servers("")
+		if err != nil {
+			return err
+		}
+		log, err := logger()
+		if err != nil {
+			return err
+		}
+		setProcs(env)
+		return serve(log, "gateway", func() (running, error) {
+			// A listener that fails ends the gateway: there would be no new clients.
+			stopped := make(chan error, 1)
+			g, err := gateway.Start(cmd.Context(), gateway.Options{
+				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
+				OnEvent: logGatewayEvents(log, stopped),
+			})
+			if err != nil {
+				return running{}, err
+			}
+			return running{close: g.Close, failed: stopped}, nil
+		})
+	}
+	return cmd
+}
+
+// logGatewayEvents also passes on why the listener stopped.
+func logGatewayEvents(log zerolog.Logger, stopped chan<- error) func(gateway.Event) {
+	clients := logNBDEvents(log)
+	return func(e gateway.Event) {
+		if e.Kind == gateway.EventClient {
+			clients(e.Client)
+			return
+		}
+		if e.Kind == gateway.EventStopped {
+			stopped <- e.Err // once, and there is room for it
+		}
+		line := eventLine(log, e.Err)
+		str(line, "volume", e.Volume)
+		str(line, "session", e.Session)
+		if e.Generation > 0 {
+			line.Uint64("generation", e.Generation)
+		}
+		if e.View > 0 {
+			line.Uint64("view", uint64(e.View))
+		}
+		str(line, "addr", e.Addr)
+		if e.Requests > 0 {
+			line.Int("requests", e.Requests)
+		}
+		if e.After > 0 {
+			line.Dur("after_ms", e.After)
+		}
+		line.Msg(e.Kind.String())
+	}
+}

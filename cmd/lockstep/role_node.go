@@ -1,0 +1,89 @@
+package main
+
+import (
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"lockstep/replication"
+	"lockstep/viewsvc"
+)
+
+// logSizeMin is the smallest log: it has to hold some of the largest requests at once.
+const logSizeMin = 128 << 20
+
+func newNode(env *environment) *cobra.Command {
+	var (
+		id      nameFlag
+		data    string
+		listen  = memberAddress()
+		export  = memberAddress()
+		logSize = sizeFlag(1 << 30)
+	)
+	cmd := &cobra.Command{
+		Use:   "node --id n1 --data DIR --listen HOST:PORT --nbd HOST:PORT --view HOST:PORT[,...]",
+		Short: "Run a storage server",
+		Long: `Run a storage server, which holds replicas of volumes. It begins with nothing: the view service tells it which
+volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
+		Args: wantArgs(),
+	}
+	flags := cmd.Flags()
+	flags.Var(&id, "id", "name of this node, unique in the cluster")
+	flags.StringVar(&data, "data", "", "directory for its replicas; made if it is missing")
+	flags.Var(listen, "listen", "where other nodes reach it")
+	flags.Var(export, "nbd", "where gateways reach it")
+	flags.Var(&logSize, "log-size", "size of the log of each replica that is made from now on")
+	servers := viewFlag(cmd, env)
+	logger := roleFlags(cmd)
+
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := required(cmd, "id", "data", "listen", "nbd"); err != nil {
+			return err
+		}
+		if logSize < logSizeMin {
+			return usagef("node: --log-size %s: at least %s", formatSize(uint64(logSize)), formatSize(logSizeMin))
+		}
+		view, err := servers("")
+		if err != nil {
+			return err
+		}
+		log, err := logger()
+		if err != nil {
+			return err
+		}
+		setProcs(env)
+		return serve(log, "node", func() (running, error) {
+			if err := prepareData(data); err != nil {
+				return running{}, err
+			}
+			node, err := replication.StartNode(replication.NodeOptions{
+				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
+				LogBytes: int64(logSize), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log),
+			})
+			if err != nil {
+				return running{}, err
+			}
+			failed := make(chan error, 1)
+			go func() { // ends with the node
+				<-node.Done()
+				failed <- node.Err()
+			}()
+			return running{close: node.Close, failed: failed}, nil
+		})
+	}
+	return cmd
+}
+
+func logNodeEvents(log zerolog.Logger) func(replication.Event) {
+	return func(e replication.Event) {
+		line := eventLine(log, e.Err)
+		str(line, "volume", e.Volume)
+		str(line, "replica", string(e.Replica))
+		str(line, "peer", string(e.Peer))
+		if e.View > 0 {
+			line.Uint64("view", uint64(e.View))
+		}
+		str(line, "state", e.State)
+		str(line, "text", e.Text)
+		line.Msg(string(e.Kind))
+	}
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/viewsvc"
+)
+
+func newVolume(env *environment) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "volume",
+		Short: "Create, list, show, resume and delete volumes",
+		Args:  wantSubcommand,
+		RunE:  noSubcommand,
+	}
+	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env), newVolumeDelete(env))
+	return cmd
+}
+
+// syncFlag is a volume's sync mode on the command line.
+type syncFlag viewsvc.SyncMode
+
+func (f *syncFlag) String() string { return string(*f) }
+func (f *syncFlag) Type() string   { return "always|flush" }
+func (f *syncFlag) Set(s string) error {
+	switch mode := viewsvc.SyncMode(s); mode {
+	case viewsvc.SyncAlways, viewsvc.SyncFlush:
+		*f = syncFlag(mode)
+		return nil
+	}
+	return fmt.Errorf("%q is no sync mode: use always or flush", s)
+}
+
+const syncHelp = `when a write is acknowledged: always = on stable storage of every member;
+flush = in the page cache of every member, stable at flush`
+
+func newVolumeCreate(env *environment) *cobra.Command {
+	v := viewsvc.Volume{Copies: 2, MinCopies: 1}
+	size, sync := sizeFlag(0), syncFlag(viewsvc.SyncAlways)
+	cmd := &cobra.Command{
+		Use:   "create NAME --size 10G",
+		Short: "Create a volume",
+		Args:  wantArgs("NAME"),
+	}
+	flags := cmd.Flags()
+	flags.Var(&size, "size", "size, like 512M or 10G; a multiple of 4096 bytes")
+	flags.IntVar(&v.Copies, "copies", v.Copies, fmt.Sprintf("members that the view is to have, 1 to %d", viewsvc.MaxCopies))
+	flags.IntVar(&v.MinCopies, "min-copies", v.MinCopies, "members below which writes wait")
+	flags.Var(&sync, "sync", syncHelp)
+	connect := operatorFlags(cmd, env)
+
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		v.Name, v.Size, v.Sync = args[0], uint64(size), viewsvc.SyncMode(sync)
+		if err := checkVolume(v); err != nil {
+			return usagef("volume create: %w", err)
+		}
+		client, servers, err := connect()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		made, err := client.CreateVolume(cmd.Context(), v)
+		if err != nil {
+			return explain(err, servers)
+		}
+		fmt.Fprintf(env.stdout, "created %s, %s, %d copies, sync %s\n", made.Name, formatSize(made.Size), made.Copies, made.Sync)
+		return nil
+	}
+	return cmd
+}
+
+// checkVolume finds what is wrong with a new volume before the view service is asked, which checks again.
+func checkVolume(v viewsvc.Volume) error {
+	if err := checkVolumeName(v.Name); err != nil {
+		return err
+	}
+	switch {
+	case v.Size == 0:
+		return fmt.Errorf("--size is missing, like --size 10G")
+	case v.Size < viewsvc.MinVolumeSize || v.Size > viewsvc.MaxVolumeSize:
+		return fmt.Errorf("--size %s: a volume has from %s to %s", formatSize(v.Size),
+			formatSize(viewsvc.MinVolumeSize), formatSize(viewsvc.MaxVolumeSize))
+	case v.Copies < 1 || v.Copies > viewsvc.MaxCopies:
+		return fmt.Errorf("--copies %d: a volume has from 1 to %d copies", v.Copies, viewsvc.MaxCopies)
+	case v.MinCopies < 1 || v.MinCopies > v.Copies:
+		return fmt.Errorf("--min-copies %d: from 1 to --copies, which is %d", v.MinCopies, v.Copies)
+	}
+	return nil
+}
+
+func newVolumeList(env *environment) *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List volumes", Args: wantArgs()}
+	connect := operatorFlags(cmd, env)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, servers, err := connect()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		cluster, err := client.Status(cmd.Context())
+		if err != nil {
+			return explain(err, servers)
+		}
+		table(env.stdout, func(row func(...any)) {
+			row("NAME", "SIZE", "COPIES", "MIN", "SYNC", "STATE", "PRIMARY")
+			for _, vs := range cluster.Volumes {
+				r := newVolumeReport(vs)
+				row(r.Name, formatSize(r.Size), vs.Volume.Copies, vs.Volume.MinCopies, r.Sync, r.State, r.View.Primary)
+			}
+		})
+		return nil
+	}
+	return cmd
+}
+
+func newVolumeShow(env *environment) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show a volume: what was asked for, and what there is",
+		Args:  wantArgs("NAME"),
+	}
+	connect := operatorFlags(cmd, env)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, servers, err := connect()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		vs, err := findVolume(cmd.Context(), client, args[0])
+		if err != nil {
+			return explain(err, servers)
+		}
+		r := newVolumeReport(vs)
+		table(env.stdout, func(row func(...any)) {
+			row("name", r.Name)
+			row("id", vs.Volume.ID)
+			row("size", fmt.Sprintf("%s (%d bytes)", formatSize(r.Size), r.Size))
+			row("sync", r.Sync)
+			row("copies", fmt.Sprintf("%d, writes wait below %d", vs.Volume.Copies, vs.Volume.MinCopies))
+			row("view", fmt.Sprintf("%d, tenure %d", r.View.Num, r.View.Tenure))
+			row("primary", r.View.Primary)
+			row("backups", strings.Join(r.View.Backups, ","))
+			row("forced", fmt.Sprintf("%d times promoted by force", vs.View.DataLossGen))
+			row("state", verdictLine(r))
+		})
+		return nil
+	}
+	return cmd
+}
+
+func findVolume(ctx context.Context, client *viewsvc.Client, name string) (viewsvc.VolumeStatus, error) {
+	cluster, err := client.Status(ctx)
+	if err != nil {
+		return viewsvc.VolumeStatus{}, err
+	}
+	for _, vs := range cluster.Volumes {
+		// The name of a volume that is being deleted is free for another.
+		if vs.Volume.Name == name && !vs.Deleting {
+			return vs, nil
+		}
+	}
+	return viewsvc.VolumeStatus{}, withHint(fmt.Errorf("volume %q: %w", name, viewsvc.ErrNotFound), "see `lockstep volume list`")
+}
+
+func newVolumeResume(env *environment) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "resume NAME",
+		Short: "Let a held volume serve again",
+		Long: `Let a held volume serve again. A volume with --sync flush is held after all of its members stopped uncleanly:
+writes that were acknowledged but never flushed may be lost, and NBD has no way of telling a client that
+reconnects. Restart what uses the volume (unmount, check, mount) before you resume it.`,
+		Args: wantArgs("NAME"),
+	}
+	connect := operatorFlags(cmd, env)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, servers, err := connect()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		if err := client.Resume(cmd.Context(), args[0]); err != nil {
+			return explain(err, servers)
+		}
+		fmt.Fprintf(env.stdout, "resumed %s\n", args[0])
+		return nil
+	}
+	return cmd
+}
+
+func newVolumeDelete(env *environment) *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "delete NAME",
+		Short: "Delete a volume and everything on it",
+		Args:  wantArgs("NAME"),
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask, which is done on a terminal only")
+	connect := operatorFlags(cmd, env)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, servers, err := connect()
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		if !yes && isTerminal(env.stdin) {
+			fmt.Fprintf(env.stderr, "Everything on %s will be lost. Type its name to go on: ", args[0])
+			answer, _ := bufio.NewReader(env.stdin).ReadString('\n') // an error leaves an answer that does not match
+			if strings.TrimSpace(answer) != args[0] {
+				return withHint(fmt.Errorf("volume delete: %q was not deleted", args[0]), "type its name, or pass --yes")
+			}
+		}
+		if err := client.DeleteVolume(cmd.Context(), args[0]); err != nil {
+			return explain(err, servers)
+		}
+		fmt.Fprintf(env.stdout, "deleted %s\n", args[0])
+		return nil
+	}
+	return cmd
+}
