@@ -37,8 +37,8 @@ type mux struct {
 
 func newMux(ln net.Listener) *mux {
 	m := &mux{ln: ln, done: make(chan struct{}), conns: map[*muxConn]struct{}{}}
-	m.http = &lane{mux: m, conns: make(chan net.Conn)}
-	m.raft = &lane{mux: m, conns: make(chan net.Conn)}
+	m.http = newLane(m)
+	m.raft = newLane(m)
 	m.wg.Go(m.accept) // ends by Close
 	return m
 }
@@ -53,6 +53,8 @@ func (m *mux) Close() {
 	default:
 	}
 	close(m.done)
+	m.http.Close()
+	m.raft.Close()
 	open := make([]*muxConn, 0, len(m.conns))
 	for c := range m.conns {
 		open = append(open, c)
@@ -121,7 +123,7 @@ func (m *mux) greet(c *muxConn) {
 	c.SetReadDeadline(time.Time{})
 	select {
 	case l.conns <- c:
-	case <-m.done:
+	case <-l.done:
 		c.Close()
 	}
 }
@@ -164,21 +166,30 @@ func (c *muxConn) Close() error {
 type lane struct {
 	mux   *mux
 	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
 }
 
-var errMuxClosed = fmt.Errorf("viewsvc: listener: %w", net.ErrClosed)
+func newLane(m *mux) *lane {
+	return &lane{mux: m, conns: make(chan net.Conn), done: make(chan struct{})}
+}
 
 func (l *lane) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
 		return c, nil
-	case <-l.mux.done:
-		return nil, errMuxClosed
+	case <-l.done:
+		return nil, errLaneClosed
 	}
 }
 
-// Close leaves the address to the mux: the other lane may still need it.
-func (l *lane) Close() error { return nil }
+var errLaneClosed = fmt.Errorf("viewsvc: listener: %w", net.ErrClosed)
+
+// Close ends Accept. It leaves the address to the mux: the other lane may still need it.
+func (l *lane) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
 
 func (l *lane) Addr() net.Addr { return l.mux.ln.Addr() }
 
