@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -374,11 +375,7 @@ func encodeRecord(b []byte, r Record, at int) {
 	b[31] = r.Flags
 }
 
-func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
+// allZero tells whether b, at most a block, holds nothing. A comparison is many times faster than a loop.
+func allZero(b []byte) bool { return bytes.Equal(b, zeroBlock[:len(b)]) }
+
+var zeroBlock [BlockSize]byte

@@ -184,7 +184,7 @@ func TestStartAfterIsWhereRecoveryGoesOn(t *testing.T) {
 	}
 	must1(l.Sync())(t)
 	for k := range 9 {
-		start := must1(l.StartAfter(LSN(2*k)))(t)
+		start := must1(l.StartAfter(LSN(2 * k)))(t)
 		other, r, got := opened(t, o, start)
 		if r.End != 16 || !sameFrames(got, frames[k:]) {
 			t.Errorf("from %+v: %d frames up to %d", start, len(got), r.End)
@@ -370,7 +370,7 @@ func TestSyncAndReadersRunBesideAppend(t *testing.T) {
 			b = b[len(f.b):]
 		}
 	})
-	for i := 0; i < 500; {
+	for i := 0; i < 200; {
 		_, err := l.Append(nextFrame(l, uint64(i), i%5, 0))
 		switch {
 		case err == nil:
@@ -383,7 +383,7 @@ func TestSyncAndReadersRunBesideAppend(t *testing.T) {
 	wg.Wait()
 	must1(l.Sync())(t)
 	must(t, l.Close())
-	if _, r, _ := opened(t, o, start); r.End != 500 {
+	if _, r, _ := opened(t, o, start); r.End != 200 {
 		t.Errorf("recovered up to %d", r.End)
 	}
 }

@@ -111,7 +111,7 @@ func (l *Log) settle(sc *scanner, r *Recovery, start Start, policy RecoverPolicy
 		}
 	}
 	if sc.mark == nil && evidence != "" && !l.o.broken.has(callItTorn) {
-		name, off := l.segmentAt(l.endPos)
+		name, off := l.segmentAt(sc.badAt)
 		c := &CorruptError{Segment: name, Offset: off, LSN: l.end + 1, Reason: sc.reason, Evidence: evidence}
 		if policy == RefuseCorruption {
 			return c
@@ -140,6 +140,7 @@ type scanner struct {
 
 	// Why next stopped.
 	mark     *endMark
+	badAt    Pos
 	reason   string
 	evidence string
 }
@@ -172,6 +173,7 @@ func (sc *scanner) bytes(p Pos, n int) ([]byte, error) {
 func (sc *scanner) next() (f Frame, at Pos, err error) {
 	l := sc.l
 	at = l.endPos
+	sc.badAt, sc.reason = at, notNext
 	if !l.freeLocked(at / l.segBlocks) {
 		return Frame{}, at, nil // the log is full to the last block
 	}
@@ -184,17 +186,13 @@ func (sc *scanner) next() (f Frame, at Pos, err error) {
 		return Frame{}, at, nil
 	}
 	f, sc.reason, err = sc.follower(at)
-	if err != nil || len(f.b) > 0 {
+	if err != nil || len(f.b) > 0 || at%l.segBlocks == 0 || !l.freeLocked(at/l.segBlocks+1) {
 		return f, at, err
 	}
-	if at%l.segBlocks == 0 || !l.freeLocked(at/l.segBlocks+1) {
-		return Frame{}, at, nil
-	}
-	here := sc.reason
 	at += l.segBlocks - at%l.segBlocks
 	f, reason, err := sc.follower(at)
-	if len(f.b) == 0 && here == notNext {
-		sc.reason = reason
+	if len(f.b) == 0 && reason != notNext {
+		sc.badAt, sc.reason = at, reason
 	}
 	return f, at, err
 }
