@@ -350,23 +350,5 @@ func (c *devCluster) restart(name string) (pid int, err error) {
 	return ch.pid, err
 }
 
-const (
-	// devRestartPatience is how long a restarted child may take to show that it lives.
-	devRestartPatience = 20 * time.Second
-	// devPollPeriod is how often dev looks whether what it waits for has come.
-	devPollPeriod = 25 * time.Millisecond
-)
-
-// poll calls look until it says that all is well, or fails, or ctx ends.
-func poll(ctx context.Context, look func() (bool, error)) error {
-	for {
-		if ok, err := look(); ok || err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(devPollPeriod):
-		}
-	}
-}
+// devRestartPatience is how long a restarted child may take to show that it lives.
+const devRestartPatience = 20 * time.Second

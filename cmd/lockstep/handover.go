@@ -1,12 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"lockstep/viewsvc"
 )
+
+// openPatience is how long `lockstep handover` waits for the new primary to serve, after the view was made.
+const openPatience = 3 * time.Second
 
 func newHandover(env *environment) *cobra.Command {
 	var to nameFlag
@@ -31,16 +36,25 @@ Do this before you stop a node for maintenance.`,
 		if err != nil {
 			return explain(err, servers)
 		}
-		primary := string(view.Primary)
-		if cluster, err := client.Status(cmd.Context()); err == nil {
-			for _, v := range cluster.Volumes {
-				if v.Volume.Name == args[0] {
-					primary = nodeNames(v.Peers)(view.Primary)
-				}
-			}
-		}
-		fmt.Fprintf(env.stdout, "%s: primary is now %s, view %d\n", args[0], primary, view.Num)
+		fmt.Fprintf(env.stdout, "%s: primary is now %s, view %d\n", args[0], awaitOpen(cmd.Context(), client, args[0], view), view.Num)
 		return nil
 	}
 	return cmd
+}
+
+// awaitOpen waits until the new primary is known to serve, so that a `lockstep status` that follows does not find the
+// volume on its way, and returns the primary's node. After openPatience the status is the better place to look.
+func awaitOpen(ctx context.Context, client *viewsvc.Client, volume string, view viewsvc.View) string {
+	ctx, cancel := context.WithTimeout(ctx, openPatience)
+	defer cancel()
+	primary := string(view.Primary)
+	_ = poll(ctx, func() (bool, error) {
+		vs, err := findVolume(ctx, client, volume)
+		if err != nil {
+			return false, err
+		}
+		primary = nodeNames(vs.Peers)(view.Primary)
+		return judge(vs).state != stateUnavailable, nil
+	})
+	return primary
 }
