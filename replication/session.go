@@ -35,6 +35,8 @@ type session struct {
 	closed bool // nothing of this session is ordered any more (I11)
 	busy   int  // bursts of it in the hands of the committer and of readers
 
+	a after // Submit's own: one goroutine submits
+
 	mu   sync.Mutex // held while the client is given requests back
 	gone bool       // the client does not want any back
 }
@@ -220,8 +222,7 @@ func (s *session) Submit(burst []*blockdev.Request) {
 
 // admit puts a burst that was looked at into the queues.
 func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
-	r := s.r
-	var a after
+	r, a := s.r, &s.a
 	r.mu.Lock()
 	if s.closed {
 		r.mu.Unlock()
@@ -250,7 +251,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 				a.completed = append(a.completed, p)
 			} else {
 				r.stableWait = append(r.stableWait, p)
-				r.wantSync(&a)
+				r.wantSync(a)
 			}
 		default:
 			r.queue = append(r.queue, queued{req: q, s: s})
@@ -263,9 +264,9 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 	if len(r.readQueue) > 0 {
 		r.readers.Signal()
 	}
-	r.settle(&a)
+	r.settle(a)
 	r.mu.Unlock()
-	r.finish(&a)
+	r.finish(a)
 }
 
 // check refuses what makes no sense.
