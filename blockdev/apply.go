@@ -105,6 +105,9 @@ func (s *Store) applyBatch() (bool, error) {
 		b.buf = nil // a rare large frame
 	}
 	s.appliedAt = checkpoint{last.last, last.end, last.sum}
+	if s.o.broken.has(releaseEarly) {
+		s.log.Checkpointed(wal.Start{LSN: last.last, Pos: last.end, Chain: last.sum})
+	}
 	s.mu.Lock()
 	s.pending.applied(last.last)
 	s.mu.Unlock()
@@ -246,6 +249,11 @@ func (s *Store) flushOps(buf []byte) error {
 	}
 	for _, k := range b.keys[:n] {
 		op := b.op(k)
+		if s.o.broken.has(clearChanged) {
+			var now [1]loc
+			s.table.lookup(op.block, now[:])
+			op.loc = now[0]
+		}
 		s.table.clear(op.block, op.loc)
 	}
 	b.ops = b.ops[:0]

@@ -11,7 +11,7 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "seed of the model test; 0 is a random one")
-	modelRuns  = flag.Int("model.runs", 20, "runs of the model test")
+	modelRuns  = flag.Int("model.runs", 20, "runs of the model test; a quarter with -short")
 	modelSteps = flag.Int("model.steps", 300, "operations in a run of the model test")
 )
 
@@ -22,7 +22,11 @@ func TestStoreBehavesAsTheModel(t *testing.T) {
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	for run := range *modelRuns {
+	runs := *modelRuns
+	if testing.Short() {
+		runs = max(1, runs/4)
+	}
+	for run := range runs {
 		if !modelRun(t, seed+uint64(run), StoreOptions{Manual: true}) {
 			t.Fatalf("-model.seed=%d", seed+uint64(run))
 		}

@@ -1,0 +1,259 @@
+package blockdev
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lockstep/wal"
+	"lockstep/wal/vfs"
+	"lockstep/wal/vfs/memfs"
+)
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.put(write(1, 1))
+	if _, err := OpenStore(r.o); !errors.Is(err, ErrInUse) {
+		t.Errorf("second open: %v", err)
+	}
+	r.check(r.s.Close())
+	if err := Format(r.fs, r.dir, FormatOptions{Identity: testIdentity(), LogBytes: testLog, SegmentBytes: testSegment}); !errors.Is(err, ErrExists) {
+		t.Errorf("format again: %v", err)
+	}
+
+	truncate := func(name string, n int64) func(string) error {
+		return func(dir string) error {
+			st, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				return err
+			}
+			return os.Truncate(filepath.Join(dir, name), st.Size()+n)
+		}
+	}
+	remove := func(name string) func(string) error {
+		return func(dir string) error { return os.Remove(filepath.Join(dir, name)) }
+	}
+	damaged := func(err error) bool { var e *DamagedError; return errors.As(err, &e) }
+	segment := func(err error) bool { var e *wal.SegmentError; return errors.As(err, &e) }
+	for _, c := range []struct {
+		name  string
+		spoil func(dir string) error
+		is    func(error) bool
+	}{
+		{"directory is missing", os.RemoveAll, func(err error) bool { return errors.Is(err, ErrNotReplica) }},
+		{"meta is missing", remove("meta"), func(err error) bool { return errors.Is(err, ErrNotReplica) }},
+		{"meta is short", truncate("meta", -1), damaged},
+		{"meta is zeroes", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "meta"), make([]byte, 2*metaSlotSize), 0o644)
+		}, damaged},
+		{"image is missing", remove("data.img"), damaged},
+		{"image is short", truncate("data.img", -4096), damaged},
+		{"image is long", truncate("data.img", 4096), damaged},
+		{"checksums are short", truncate("data.crc", -4096), damaged},
+		{"regions are short", truncate("regions", -8), damaged},
+		{"segment is missing", remove("wal/03.seg"), segment},
+		{"segment is short", truncate("wal/03.seg", -4096), segment},
+	} {
+		dir := filepath.Join(t.TempDir(), "copy")
+		r.check(os.CopyFS(dir, os.DirFS(r.dir)))
+		r.check(c.spoil(dir))
+		s, err := OpenStore(StoreOptions{FS: vfs.OS{}, Dir: dir, Manual: true})
+		if err == nil {
+			s.Abandon()
+			t.Errorf("%s: opened", c.name)
+			continue
+		}
+		if !c.is(err) || !strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+func TestFormatLeavesForeignFilesAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "precious"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := FormatOptions{Identity: testIdentity(), LogBytes: testLog, SegmentBytes: testSegment}
+	if err := Format(vfs.OS{}, dir, o); !errors.Is(err, ErrNotEmpty) {
+		t.Error(err)
+	}
+	for _, bad := range []func(*FormatOptions){
+		func(o *FormatOptions) { o.Size = 0 },
+		func(o *FormatOptions) { o.Size = 4097 },
+		func(o *FormatOptions) { o.Size = 1 << 60 },
+		func(o *FormatOptions) { o.LogBytes = 2 * testSegment },
+		func(o *FormatOptions) { o.Replica = strings.Repeat("x", MaxTextBytes+1) },
+	} {
+		o := o
+		bad(&o)
+		if err := Format(vfs.OS{}, filepath.Join(dir, "new"), o); err == nil {
+			t.Errorf("formatted %+v", o)
+		}
+	}
+}
+
+func TestHugeVolumeIsCheap(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "r")
+	id := testIdentity()
+	id.Size = 1 << 40
+	if err := Format(vfs.OS{}, dir, FormatOptions{Identity: id, LogBytes: testLog, SegmentBytes: testSegment}); err != nil {
+		t.Skipf("the file system takes no file of 1 TiB: %v", err)
+	}
+	began := time.Now()
+	s, err := OpenStore(StoreOptions{FS: vfs.OS{}, Dir: dir, Manual: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	t.Logf("opened in %v", time.Since(began))
+	r := &rig{t: t, s: s, epoch: 1, next: 1}
+	last := s.Blocks() - 1
+	r.put(write(last, 1))
+	r.put(histOp{kind: wal.KindTrim, block: 1, count: 1<<28 - 2})
+	r.steps()
+	r.check(s.Checkpoint())
+	got := make([]byte, 2*BlockSize)
+	r.check(s.Read(last-1, got))
+	if err := differs(got, last-1, []uint64{0, 1}); err != nil {
+		t.Error(err)
+	}
+	if n := s.table.entries(); n != 0 {
+		t.Errorf("%d page-table entries are left", n)
+	}
+}
+
+// P6: a bad block is found, named, and no other block is affected; and it can be repaired.
+func TestBitFlipsAreFoundAndRepaired(t *testing.T) {
+	fsys := memfs.New()
+	r := newRig(t, fsys, "r", StoreOptions{Manual: true})
+	r.put(write(0, 16))
+	expect := func(bad uint64, inLog bool) {
+		t.Helper()
+		for b := range uint64(16) {
+			buf := make([]byte, BlockSize)
+			err := r.s.Read(b, buf)
+			var c *CorruptBlockError
+			switch {
+			case b == bad:
+				if !errors.As(err, &c) || c.Block != bad || c.InLog != inLog {
+					t.Errorf("bad block %d: %v", b, err)
+				}
+			case err != nil:
+				t.Errorf("block %d: %v", b, err)
+			default:
+				if err := differs(buf, b, []uint64{1 + b}); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if err := r.s.Read(0, make([]byte, 16*BlockSize)); bad < 16 && err == nil {
+			t.Error("a read that covers the bad block succeeded")
+		}
+	}
+	// In the log: frame 0 is at position 0, its payload behind one block of header.
+	r.check(fsys.Flip("r/wal/00.seg", (1+5)*BlockSize+77, 0x10))
+	expect(5, true)
+	r.check(fsys.Flip("r/wal/00.seg", (1+5)*BlockSize+77, 0x10))
+	r.steps()
+
+	r.check(fsys.Flip("r/data.img", 7*BlockSize+4095, 0x01))
+	expect(7, false)
+	good := make([]byte, BlockSize)
+	stampBlock(good, 7, 1+7)
+	// Even if it is old: the stored sum says that it is right.
+	r.check(r.s.Repair(7, good, 0))
+	expect(99, false)
+
+	r.check(r.s.Close())
+	r.check(fsys.Flip("r/data.crc", 4*3, 0x80))
+	r.open()
+	expect(3, false)
+	stampBlock(good, 3, 1+3)
+	if err := r.s.Repair(3, good, 0); !errors.Is(err, ErrStale) {
+		t.Errorf("repair with data that may be old: %v", err)
+	}
+	r.check(r.s.Repair(3, good, r.end()))
+	expect(99, false)
+	r.check(r.s.Close())
+}
+
+// A block that is right, in the wrong place, is not taken for the block of that place.
+func TestMisdirectedWriteIsFound(t *testing.T) {
+	fsys := memfs.New()
+	r := newRig(t, fsys, "r", StoreOptions{Manual: true})
+	r.put(write(0, 2))
+	r.steps()
+	r.check(r.s.Close())
+	img, err := fsys.Open("r/data.img")
+	r.check(err)
+	crc, err := fsys.Open("r/data.crc")
+	r.check(err)
+	for f, n := range map[vfs.File]int64{img: BlockSize, crc: 4} {
+		buf := make([]byte, n)
+		_, err := f.ReadAt(buf, 0)
+		r.check(err)
+		_, err = f.WriteAt(buf, n)
+		r.check(err)
+	}
+	r.open()
+	if err := r.s.Read(1, make([]byte, BlockSize)); err == nil {
+		t.Error("block 0 was taken for block 1")
+	}
+}
+
+func TestStateSurvivesReopen(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	if r.s.CleanStart() || r.s.SameBoot() || r.s.Incarnation() != 1 {
+		t.Error("fresh replica:", r.s.CleanStart(), r.s.SameBoot(), r.s.Incarnation())
+	}
+	r.check(r.s.SaveProtocol([]byte("view 7")))
+	r.check(r.s.Close())
+	r.open()
+	if !r.s.CleanStart() || !r.s.SameBoot() || r.s.Incarnation() != 2 || string(r.s.Protocol()) != "view 7" || r.s.Identity() != testIdentity() {
+		t.Error(r.s.CleanStart(), r.s.SameBoot(), r.s.Incarnation(), r.s.Protocol(), r.s.Identity())
+	}
+	r.check(r.s.Abandon())
+	r.o.BootID = "another"
+	r.open()
+	if r.s.CleanStart() || r.s.SameBoot() || r.s.Incarnation() != 3 {
+		t.Error(r.s.CleanStart(), r.s.SameBoot(), r.s.Incarnation())
+	}
+	r.check(r.s.Close())
+}
+
+func TestRefusalsChangeNothing(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.epoch = 5
+	r.put(write(0, 4), write(4, 4))
+	marks := r.s.Marks()
+	for _, c := range []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"beyond the volume", r.try(write(r.s.Blocks()-1, 2)), ErrOutOfRange},
+		{"far beyond the volume", r.try(histOp{kind: wal.KindTrim, block: 1 << 40, count: 1}), ErrOutOfRange},
+		{"cut inside a frame", func() error { r.append(write(1, 1), write(2, 1)); return r.s.Cut(3) }(), ErrNotFrameEnd},
+		{"cut below the commit point", r.s.Cut(0), ErrBelowCommit},
+		{"read beyond the volume", r.s.Read(r.s.Blocks(), make([]byte, BlockSize)), ErrOutOfRange},
+		{"read of half a block", r.s.Read(0, make([]byte, 100)), ErrOutOfRange},
+		{"old epoch", func() error { r.epoch = 4; return r.try(write(1, 1)) }(), ErrOldEpoch},
+		{"end of no copy", r.s.EndCopy(nil), ErrNotCopying},
+	} {
+		if !errors.Is(c.err, c.want) {
+			t.Errorf("%s: %v", c.name, c.err)
+		}
+	}
+	r.check(r.s.Cut(2))
+	if m := r.s.Marks(); m != marks || r.s.Err() != nil {
+		t.Errorf("%+v, before %+v, %v", m, marks, r.s.Err())
+	}
+	r.check(r.s.Close())
+	if err := r.s.Sync(); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
