@@ -277,61 +277,98 @@ func TestRecoveryTellsALogThatIsFullToTheLastBlock(t *testing.T) {
 	}
 }
 
-// FuzzOpen opens a log with bytes changed anywhere: never a panic, and whatever is found was once written.
+// FuzzOpen opens a log with bytes changed anywhere. Whatever they are it does not panic, and what it finds was once
+// written. With fix the checksums of headers and marks are made right again, as a hostile writer would: then it only
+// must not panic, and must leave a log that can go on.
 func FuzzOpen(f *testing.F) {
 	m, o := created(f)
 	l, _, _ := opened(f, o, Start{})
 	var written [][]byte
 	start := Start{}
-	for i := range uint64(20) { // more than a lap
+	for i := range uint64(23) { // more than a lap
 		frame := nextFrame(l, i, int(i%4), int(i%3))
-		if _, err := l.Append(frame); err != nil {
-			f.Fatal(err)
-		}
-		must1(l.Sync())(f)
+		must1(l.Append(frame))(f)
 		written = append(written, frame.b)
+		if i < 20 {
+			must1(l.Sync())(f)
+		}
 		if i%5 == 4 {
-			start = must1(l.StartAfter(l.End()))(f)
+			start = must1(l.StartAfter(l.Durable()))(f)
 			l.Checkpointed(start)
 		}
 	}
-	for range 3 {
-		must1(l.Append(nextFrame(l, 9, 1, 0)))(f)
-	}
 	var mark [markBytes]byte
 	endMark{l.End(), l.EndSum(), 1 << 40}.encode(mark[:], testSalt)
-	f.Add(uint32(0), []byte{}, false)
-	f.Add(uint32(l.EndPos()%32)*BlockSize, mark[:], false)
-	f.Add(uint32(l.EndPos()%32)*BlockSize, written[0][:BlockSize], true)
-	f.Add(uint32(start.Pos%32)*BlockSize+offRecords, []byte{255, 255, 255, 255}, true)
-	f.Fuzz(func(t *testing.T, off uint32, b []byte, learner bool) {
-		copied := m.Crash(memfs.All)
+	for _, learner := range []bool{false, true} {
+		for _, fix := range []bool{false, true} {
+			f.Add(uint32(0), []byte{}, learner, fix)
+			f.Add(uint32(l.EndPos()%32)*BlockSize, mark[:], learner, fix)
+			f.Add(uint32(l.EndPos()%32)*BlockSize, written[0][:BlockSize], learner, fix)
+			f.Add(uint32(start.Pos%32)*BlockSize+offRecords, []byte{255, 255, 255, 255}, learner, fix)
+			f.Add(uint32(start.Pos%32)*BlockSize+offPayload, []byte{255, 30, 0, 0}, learner, fix)
+			f.Add(uint32(start.Pos%32)*BlockSize+offStable, []byte{255, 30, 0, 0}, learner, fix)
+		}
+	}
+	f.Fuzz(func(t *testing.T, off uint32, b []byte, learner, fix bool) {
+		disk := m.Crash(memfs.All)
 		for i := 0; i < len(b) && i < 64<<10; {
 			at := (int(off) + i) % (32 * BlockSize)
 			n := min(len(b)-i, 8*BlockSize-at%(8*BlockSize))
-			edit(t, copied, at/(8*BlockSize), int64(at%(8*BlockSize)), b[i:i+n])
+			edit(t, disk, at/(8*BlockSize), int64(at%(8*BlockSize)), b[i:i+n])
 			i += n
+		}
+		if fix {
+			fixSums(t, disk)
 		}
 		policy := RefuseCorruption
 		if learner {
 			policy = CutAlways
 		}
-		l, r, frames, err := open(o.on(copied), start, policy)
+		l, r, frames, err := open(o.on(disk), start, policy)
 		if err != nil {
 			return
 		}
 		defer l.Close()
-		if r.End < start.LSN || len(frames) > 0 && r.End == start.LSN {
+		for _, frame := range frames {
+			if !fix && !slices.ContainsFunc(written, func(w []byte) bool { return bytes.Equal(w, frame) }) {
+				t.Fatal("found a frame that was never written")
+			}
+		}
+		if r.End < start.LSN || len(frames) > 0 && r.End == start.LSN || len(frames) != r.Frames {
 			t.Fatalf("%+v", r)
 		}
-		buf := make([]byte, MaxSegmentBytes>>10)
-		if _, err := l.ReadFrames(start.LSN+1, buf); err != nil {
-			t.Fatal(err)
+		must1(l.ReadFrames(start.LSN+1, make([]byte, 32*BlockSize)))(t)
+		if !l.Fits(2 * BlockSize) {
+			return
 		}
-		if l.Fits(2 * BlockSize) {
-			grow(t, l, 1)
+		frames = append(frames, grow(t, l, 1)...)
+		if _, r2, again, err := open(o.on(disk), start, policy); err != nil || r2.End != r.End+1 || !sameFrames(again, frames) {
+			t.Fatalf("%+v, then %+v: %v", r, r2, err)
 		}
 	})
+}
+
+// fixSums gives every block that looks like a header or a mark the checksum that it should have.
+func fixSums(t *testing.T, m *memfs.FS) {
+	for seg := range 4 {
+		file := must1(m.Open(path.Join("/v/wal", segmentName(seg))))(t)
+		b := make([]byte, 8*BlockSize)
+		must1(file.ReadAt(b, 0))(t)
+		must(t, file.Close())
+		for off := 0; off < len(b); off += BlockSize {
+			head := b[off:]
+			_, reason := frameSize(head)
+			switch {
+			case le.Uint32(head) == markMagic:
+				le.PutUint32(head[offSum:], crc(head[8:markBytes]))
+			case reason == "":
+				if n := headBytes(int(le.Uint32(head[offRecords:])), int(le.Uint32(head[offPayload:]))); n <= len(head) {
+					le.PutUint32(head[offSum:], crc(head[offVersion:n]))
+				}
+			}
+		}
+		edit(t, m, seg, 0, b)
+	}
 }
 
 // TestRecoveryOfARealLog runs on the real file system, with frames larger than what a scan reads at a time.
