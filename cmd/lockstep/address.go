@@ -76,16 +76,6 @@ func memberAddress() *addressFlag {
 	return &addressFlag{kind: "HOST:PORT", check: checkReachable}
 }
 
-// nodeExport is where a node's NBD server listens and where gateways call it.
-func nodeExport() *addressFlag {
-	return &addressFlag{kind: "HOST:PORT|unix:/PATH", check: func(s string) error {
-		if ok, err := checkUnix(s); ok {
-			return err
-		}
-		return checkReachable(s)
-	}}
-}
-
 // clientExport is where a gateway listens for clients.
 func clientExport(value string) *addressFlag {
 	return &addressFlag{value: value, kind: "HOST:PORT|unix:/PATH", check: checkClientExport}

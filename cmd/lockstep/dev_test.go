@@ -258,9 +258,16 @@ func TestDevFromTheFirstStartToTheLast(t *testing.T) {
 	gone(t, children)
 }
 
-// gone waits until processes have ended.
+// gone waits until processes have ended, and ends them itself if they do not.
 func gone(t *testing.T, pids []int) {
 	t.Helper()
+	defer func() {
+		for _, pid := range pids {
+			if t.Failed() {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}()
 	for _, pid := range pids {
 		eventually(t, fmt.Sprintf("the end of process %d", pid), func() bool {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

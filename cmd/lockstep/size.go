@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"lockstep/blockdev"
 )
@@ -19,7 +20,7 @@ var units = []struct {
 // parseSize reads a disk's size: bytes, or a whole number with one of the units (1G, 512M, 10GiB). The result is a
 // positive multiple of the block size.
 func parseSize(s string) (uint64, error) {
-	digits := strings.TrimRight(s, "KMGTPEBkmgtpeibIB")
+	digits := strings.TrimRightFunc(s, unicode.IsLetter)
 	suffix := strings.ToUpper(s[len(digits):])
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil {
