@@ -174,8 +174,8 @@ func (l *Log) BlankAfter(to LSN, chain uint32) Start {
 }
 
 // Reset forgets everything: the log goes on at s, a value of BlankAfter that the owner has made durable. When it
-// returns, no frame behind s.LSN is left on the disk, and the owner drops Blank from the Start that he keeps, before
-// he appends. It must not run beside Append.
+// returns, no frame behind s.LSN is left on the disk, and the owner drops Blank from the Start that it keeps, before
+// it appends. It must not run beside Append.
 func (l *Log) Reset(s Start) error {
 	l.writeMu.Lock()
 	defer l.writeMu.Unlock()

@@ -16,7 +16,7 @@
 // goes to the start of the next, and the rest is left as it was. So the frame that follows is in one of two places: behind
 // the last one, or at the start of the next segment.
 //
-// Where recovery begins (Start) is kept by the log's owner, in his own metadata: the log holds no pointer to itself.
+// Where recovery begins (Start) is kept by the log's owner, in its own metadata: the log holds no pointer to itself.
 //
 // # The frame
 //

@@ -15,7 +15,7 @@ type Pos uint64
 // Start is where a log goes on: behind the record LSN. The owner keeps the one of its last checkpoint.
 type Start struct {
 	LSN   LSN    // last record before
-	Pos   Pos    // where the next frame is looked for
+	Pos   Pos    // where the next frame is, or else behind the frame that ends with LSN
 	Chain uint32 // sum of the frame that ends with LSN
 	// Blank says that the log holds nothing behind LSN by decree, whatever is found there (Reset).
 	Blank bool
@@ -34,7 +34,7 @@ type Log struct {
 	files     []vfs.File // by slot: segment % len(files)
 
 	writeMu sync.Mutex // held by Append, Cut and Reset
-	syncMu  sync.Mutex // held while files are synced, and by whoever must not have that beside him
+	syncMu  sync.Mutex // held while files are synced, and by whoever wants no sync beside
 
 	mu sync.Mutex // guards everything below; never held during I/O
 
@@ -221,8 +221,8 @@ func (l *Log) segmentAt(p Pos) (name string, off int64) {
 	return path.Join(l.o.Dir, segmentName(l.slot(p))), int64(p%l.segBlocks) * BlockSize
 }
 
-// Checkpointed tells the log that everything up to s.LSN is in the image and that recovery begins at s (a value of
-// StartAfter, stored durably by the owner): segments wholly before s.Pos may be reused (W3). Their frames stay
+// Checkpointed tells the log that everything up to s.LSN is in the image and that recovery begins at s, which
+// the owner has stored durably: segments wholly before s.Pos may be reused (W3). Their frames stay
 // readable until they are.
 func (l *Log) Checkpointed(s Start) {
 	l.mu.Lock()
@@ -233,70 +233,6 @@ func (l *Log) Checkpointed(s Start) {
 	if s.LSN > l.checkpoint.LSN {
 		l.checkpoint = Start{LSN: s.LSN, Pos: s.Pos, Chain: s.Chain}
 	}
-}
-
-// MaxFrame is the size in bytes of the largest frame that this log takes.
-func (l *Log) MaxFrame() int { return int(min(l.o.SegmentBytes, MaxFrameBytes)) }
-
-// Fits tells whether Append has room for a frame of so many bytes now.
-func (l *Log) Fits(bytes int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := l.fit(l.endPos, Pos((bytes+BlockSize-1)/BlockSize))
-	return at%l.segBlocks != 0 || l.freeLocked(at/l.segBlocks)
-}
-
-// Fill is the part of the log, 0 to 1, that cannot be reused before a checkpoint.
-func (l *Log) Fill() float64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	used := l.endPos - l.checkpoint.Pos/l.segBlocks*l.segBlocks
-	return float64(used) / float64(l.segBlocks*Pos(len(l.files)))
-}
-
-// First is the oldest record in the log; End()+1 when there is none.
-func (l *Log) First() LSN {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.index.n == 0 {
-		return l.end + 1
-	}
-	return l.index.at(0).first
-}
-
-// End is the last record appended.
-func (l *Log) End() LSN {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.end
-}
-
-// Durable is the last record that is on stable storage.
-func (l *Log) Durable() LSN {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.durable
-}
-
-// EndSum is the Chain that the next frame must have.
-func (l *Log) EndSum() uint32 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.endSum
-}
-
-// EndPos is the position behind the last frame.
-func (l *Log) EndPos() Pos {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.endPos
-}
-
-// Err is the error that poisoned the log, ErrClosed after Close, nil while it works.
-func (l *Log) Err() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
 }
 
 // Close closes the files without a sync. Nothing may be under way.

@@ -7,8 +7,8 @@ import (
 
 // ReadAt reads payload blocks that were written at a position (Frame.DataPos) and lie in one frame. They are as the
 // disk gives them: the caller verifies them against their sums. A position whose segment was reused gives
-// ErrCompacted or other bytes; a caller who races with reuse must be able to tell (W3: what he looks for is in the
-// image by then).
+// ErrCompacted or other bytes; a caller that races with reuse must be able to tell (W3: what it looks for is in
+// the image by then).
 func (l *Log) ReadAt(dst []byte, at Pos) error {
 	blocks := Pos(len(dst) / BlockSize)
 	l.mu.Lock()
