@@ -15,7 +15,7 @@ import (
 
 // cluster is a view server and nodes in this process, over loopback and real files.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	view  *viewsvc.Server
 	c     *viewsvc.Client
@@ -23,7 +23,7 @@ type cluster struct {
 	addrs map[viewsvc.NodeID][2]string
 }
 
-func startCluster(t *testing.T, nodes int) *cluster {
+func startCluster(t testing.TB, nodes int) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: t.TempDir(), nodes: map[viewsvc.NodeID]*Node{}, addrs: map[viewsvc.NodeID][2]string{}}
 	var err error
@@ -79,6 +79,13 @@ func (c *cluster) stop(id viewsvc.NodeID) {
 		if err := n.Close(context.Background()); err != nil {
 			c.t.Errorf("close %s: %v", id, err)
 		}
+	}
+}
+
+func (c *cluster) create(v viewsvc.Volume) {
+	c.t.Helper()
+	if _, err := c.c.CreateVolume(context.Background(), v); err != nil {
+		c.t.Fatal(err)
 	}
 }
 
@@ -138,9 +145,7 @@ func (c *cluster) dial(v viewsvc.VolumeStatus) *nbd.Disk {
 
 func TestAckedWritesSurviveTheLossOfEachReplicaInTurn(t *testing.T) {
 	c := startCluster(t, 2)
-	if _, err := c.c.CreateVolume(context.Background(), viewsvc.Volume{Name: "vol0", Size: 64 << 20, Copies: 2, MinCopies: 1, Sync: viewsvc.SyncAlways}); err != nil {
-		t.Fatal(err)
-	}
+	c.create(viewsvc.Volume{Name: "vol0", Size: 64 << 20, Copies: 2, MinCopies: 1, Sync: viewsvc.SyncAlways})
 	want := make([]byte, 64<<20)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for round := range 4 {
