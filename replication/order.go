@@ -158,22 +158,19 @@ func (r *Replica) takeBatch(fb *frameBuf) {
 			break // it has to be merged with what comes before it, which is not in the log yet
 		}
 		edges = edges || !aligned
-		payload := uint64(0)
-		if q.req.Op == blockdev.OpWrite {
-			payload = uint64(q.req.Length) - q.done
-		}
-		if n > 0 && bytes+int(payload) > blockdev.MaxRequestBytes {
+		payload := payloadBytes(q.req) - int(q.done)
+		if n > 0 && bytes+payload > blockdev.MaxRequestBytes {
 			break
 		}
 		q.s.busy++
 		fb.batch = append(fb.batch, q)
-		if payload > blockdev.MaxRequestBytes {
+		if q.req.Op == blockdev.OpWrite && uint64(q.req.Length)-q.done > blockdev.MaxRequestBytes {
 			// Larger than what can be atomic: this frame takes a part, the next ones the rest.
 			r.queue[n].done += blockdev.MaxRequestBytes
 			break
 		}
-		r.queueBytes -= int(q.req.Length)
-		bytes += int(payload)
+		r.queueBytes -= payloadBytes(q.req)
+		bytes += payload
 	}
 	r.queue = shift(r.queue, n)
 }
@@ -190,6 +187,16 @@ func overlapsAny(batch []queued, q *blockdev.Request) bool {
 	return false
 }
 
+// payloadBytes bounds what a request takes in a frame. A part of a block takes a whole one, with which it is merged: so
+// hundreds of small requests can take much more than their lengths.
+func payloadBytes(q *blockdev.Request) int {
+	if q.Op == blockdev.OpWrite {
+		first, end := blockSpan(q)
+		return int(end-first) * blockdev.BlockSize
+	}
+	return 2 * blockdev.BlockSize // the edges of a trim or zeroing
+}
+
 // blockSpan is the range of blocks that a request touches, wholly or in part.
 func blockSpan(q *blockdev.Request) (first, end uint64) {
 	return q.Offset / blockdev.BlockSize, (q.Offset + uint64(q.Length) + blockdev.BlockSize - 1) / blockdev.BlockSize
@@ -203,10 +210,7 @@ func (r *Replica) build(fb *frameBuf) error {
 		switch q.req.Op {
 		case blockdev.OpWrite:
 			whole, err = r.addWrite(fb, q)
-		case blockdev.OpTrim:
-			first, end := inner(q.req.Offset, uint64(q.req.Length))
-			fb.add(wal.Record{Kind: wal.KindTrim, Block: first, Count: uint32(end - first)}, nil, nil)
-		case blockdev.OpWriteZeroes:
+		case blockdev.OpTrim, blockdev.OpWriteZeroes:
 			err = r.addZeroes(fb, q.req)
 		}
 		if err != nil {
@@ -267,7 +271,8 @@ func (r *Replica) addMerged(fb *frameBuf, off uint64, data []byte) error {
 // zeroBlock is what partly zeroed blocks are merged with.
 var zeroBlock [blockdev.BlockSize]byte
 
-// addZeroes adds a ZERO record for the whole blocks and merged writes for the rest.
+// addZeroes adds a ZERO or TRIM record for the whole blocks and merged writes for the rest: a trimmed range reads as
+// zeroes to its last byte.
 func (r *Replica) addZeroes(fb *frameBuf, q *blockdev.Request) error {
 	off, stop := q.Offset, q.Offset+uint64(q.Length)
 	first, end := inner(off, uint64(q.Length))
@@ -286,11 +291,14 @@ func (r *Replica) addZeroes(fb *frameBuf, q *blockdev.Request) error {
 			return err
 		}
 	}
-	var flags uint8
-	if q.Flags&blockdev.FlagNoHole != 0 {
+	kind, flags := wal.KindZero, uint8(0)
+	switch {
+	case q.Op == blockdev.OpTrim:
+		kind = wal.KindTrim
+	case q.Flags&blockdev.FlagNoHole != 0:
 		flags = wal.RecordNoHole
 	}
-	fb.add(wal.Record{Kind: wal.KindZero, Flags: flags, Block: first, Count: uint32(end - first)}, nil, nil)
+	fb.add(wal.Record{Kind: kind, Flags: flags, Block: first, Count: uint32(end - first)}, nil, nil)
 	if tail := stop - end*blockdev.BlockSize; tail > 0 {
 		return r.addMerged(fb, end*blockdev.BlockSize, zeroBlock[:tail])
 	}

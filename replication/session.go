@@ -87,7 +87,7 @@ func (s *session) fenceLocked() {
 	keep := r.queue[:0]
 	for _, q := range r.queue {
 		if q.s == s {
-			r.queueBytes -= int(q.req.Length)
+			r.queueBytes -= payloadBytes(q.req)
 			continue
 		}
 		keep = append(keep, q)
@@ -255,7 +255,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 			}
 		default:
 			r.queue = append(r.queue, queued{req: q, s: s})
-			r.queueBytes += int(q.Length)
+			r.queueBytes += payloadBytes(q)
 		}
 	}
 	if len(r.queue) > 0 {
@@ -288,16 +288,13 @@ func check(q *blockdev.Request, size uint64) error {
 	return nil
 }
 
-// trivial tells whether nothing has to be done: an empty range, a hint, a trim of less than a block.
+// trivial tells whether nothing has to be done: an empty range, a hint.
 func trivial(q *blockdev.Request) bool {
 	switch q.Op {
 	case blockdev.OpFlush:
 		return false
 	case blockdev.OpCache:
 		return true
-	case blockdev.OpTrim:
-		first, end := inner(q.Offset, uint64(q.Length))
-		return first >= end
 	}
 	return q.Length == 0
 }
