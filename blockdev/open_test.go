@@ -257,3 +257,98 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// W7: a hole in what was stable is not cut, unless the replica is to be brought up to date by others; and then its
+// image is no prefix of history until that has happened (B7).
+func TestHoleInStableLogIsCorruption(t *testing.T) {
+	fsys := memfs.New()
+	r := newRig(t, fsys, "r", StoreOptions{Manual: true})
+	for range 6 {
+		r.put(write(0, 2))
+	}
+	r.check(r.s.Abandon())
+	r.check(fsys.Flip("r/wal/00.seg", 3*3*BlockSize+BlockSize+9, 1)) // payload of frame 4; each is 3 blocks long
+	fsys.Restart()
+	var corrupt *wal.CorruptError
+	if _, err := OpenStore(r.o); !errors.As(err, &corrupt) {
+		t.Fatal(err)
+	}
+	fsys.Restart()
+	r.o.CutAlways = true
+	r.open()
+	if m := r.s.Marks(); m.End != 3 || m.Committed > 3 || !r.s.Copying() {
+		t.Errorf("%+v, copying %v", m, r.s.Copying())
+	}
+	r.check(r.s.Close())
+}
+
+// What is cut stays cut, though the frames that carried the commit point were cut with it: nothing that the image has
+// can be cut after a crash.
+func TestCommitPointSurvivesCutOfItsCarrier(t *testing.T) {
+	fsys := memfs.New()
+	r := newRig(t, fsys, "r", StoreOptions{Manual: true})
+	r.put(write(0, 1))
+	r.put(write(0, 1))
+	r.append(write(0, 1)) // carries commit 2
+	r.check(r.s.Sync())
+	if did, err := r.s.Step(); !did || err != nil || r.s.Marks().Applied != 2 {
+		t.Fatal(did, err, r.s.Marks())
+	}
+	r.check(r.s.Cut(2))
+	r.forget(2)
+	r.s.Abandon()
+	r.o.FS = fsys.Crash(memfs.All)
+	r.open()
+	if m := r.s.Marks(); m.Committed != 2 || m.End != 2 {
+		t.Errorf("%+v", m)
+	}
+	r.verify()
+	r.check(r.s.Close())
+}
+
+func TestExtentTellsHolesFromData(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.put(write(10, 5), trim(12, 1), trim(600, 300))
+	for range 2 {
+		for _, c := range []struct {
+			block, n uint64
+			zero     bool
+		}{{0, 10, true}, {10, 2, false}, {12, 1, true}, {13, 2, false}, {15, 2033, true}} {
+			if n, zero, err := r.s.Extent(c.block, 1<<40); n != c.n || zero != c.zero || err != nil {
+				t.Errorf("block %d: %d %v %v, want %+v", c.block, n, zero, err, c)
+			}
+		}
+		if n, _, _ := r.s.Extent(0, 7); n != 7 {
+			t.Error(n)
+		}
+		r.steps()
+	}
+	if end, ok := r.s.FrameEnd(2); ok {
+		t.Error("applied frame", end)
+	}
+	r.append(write(1, 1), write(2, 1))
+	if end, ok := r.s.FrameEnd(4); !ok || end != 5 {
+		t.Error(end, ok)
+	}
+	r.check(r.s.Close())
+}
+
+// The image alone is the disk after a clean stop, holes and all.
+func TestImageIsTheDiskAfterCleanStop(t *testing.T) {
+	fsys := memfs.New()
+	r := newRig(t, fsys, "r", StoreOptions{Manual: true})
+	for i := range uint64(12) {
+		r.put(write(i*50, 50))
+		r.steps()
+	}
+	r.put(trim(5, 1), histOp{kind: wal.KindZero, flags: wal.RecordNoHole, block: 7, count: 2}, write(8, 1))
+	r.put(trim(20, 300), histOp{kind: wal.KindZero, flags: wal.RecordNoHole, block: 330, count: 260})
+	want := r.content(r.end())
+	r.check(r.s.Close())
+	f, err := fsys.Open("r/data.img")
+	r.check(err)
+	got := make([]byte, len(want)*BlockSize)
+	_, err = f.ReadAt(got, 0)
+	r.check(err)
+	r.check(differs(got, 0, want))
+}

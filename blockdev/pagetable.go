@@ -102,7 +102,7 @@ func (s *tableShard) grow() {
 func (t *pageTable) clear(block uint64, l loc) {
 	s := t.shard(block)
 	s.mu.Lock()
-	if s.used > 0 {
+	if s.used > 0 && !l.inImage() {
 		if i := s.find(block); s.slots[i].loc == l {
 			s.remove(i)
 		}

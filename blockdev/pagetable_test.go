@@ -16,7 +16,15 @@ func TestPageTableBehavesAsAMap(t *testing.T) {
 	for range 20 {
 		var table pageTable
 		model := map[uint64]loc{}
-		extents := map[wal.LSN]bool{}
+		extents := map[wal.LSN]zeroExtent{}
+		covered := func(block uint64) bool {
+			for _, e := range extents {
+				if e.from <= block && block < e.to {
+					return true
+				}
+			}
+			return false
+		}
 		for lsn := wal.LSN(1); lsn < 3000; lsn++ {
 			block := rnd.Uint64N(blocks)
 			if rnd.IntN(2) == 0 {
@@ -31,7 +39,9 @@ func TestPageTableBehavesAsAMap(t *testing.T) {
 				l := model[block]
 				if rnd.IntN(4) == 0 {
 					l = loc{wal.Pos(lsn), 1} // changed meanwhile: stays
-				} else if !extents[wal.LSN(l.pos&^zeroBit)] || !l.isZero() {
+				} else if covered(block) {
+					continue // the applier brings the extent to the image before what lies on it
+				} else {
 					delete(model, block)
 				}
 				table.clear(block, l)
@@ -48,7 +58,7 @@ func TestPageTableBehavesAsAMap(t *testing.T) {
 				for b := block; b < block+n; b++ {
 					model[b] = loc{pos: zeroBit | wal.Pos(lsn)}
 				}
-				extents[lsn] = true
+				extents[lsn] = zeroExtent{from: block, to: block + n}
 			default:
 				for l := range extents {
 					table.zeroes.applied(l)

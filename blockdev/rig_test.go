@@ -19,10 +19,8 @@ type rig struct {
 	o    StoreOptions
 	s    *Store
 	b    wal.Builder
-	ev   []Event
 	hist []histOp // hist[l-1] is record l
 	ends []wal.LSN
-	sums []uint32 // of the frame that ends at ends[i]
 
 	epoch wal.Epoch
 	next  uint64 // stamp of the next write
