@@ -82,7 +82,7 @@ func start(t *testing.T, o cluster.Options) *cluster.Cluster {
 	t.Helper()
 	o.Binary, o.Dir = program, t.TempDir()
 	if o.NodeArgs == nil {
-		o.NodeArgs = []string{"--log-size", "64M"}
+		o.NodeArgs = []string{"--log-size", "256M"}
 	}
 	c, err := cluster.Start(t.Context(), o)
 	if c != nil {

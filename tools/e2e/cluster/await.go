@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -9,7 +10,8 @@ import (
 // pollEvery is how often Await looks.
 const pollEvery = 50 * time.Millisecond
 
-// Await polls until look returns nil. When the time is over it returns an error with what look said last.
+// Await polls until look returns nil. When the time is over it returns an error with what look said last, and at once
+// when look says ErrDown.
 func Await(ctx context.Context, limit time.Duration, what string, look func() error) error {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -17,8 +19,8 @@ func Await(ctx context.Context, limit time.Duration, what string, look func() er
 	defer tick.Stop()
 	for {
 		err := look()
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, ErrDown) {
+			return err
 		}
 		select {
 		case <-tick.C:

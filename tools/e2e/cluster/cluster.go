@@ -96,6 +96,11 @@ func (c *Cluster) boot(ctx context.Context) error {
 		return err
 	}
 	err := Await(ctx, startLimit, "create the volume", func() error {
+		for _, p := range c.Processes() {
+			if !p.Running() {
+				return fmt.Errorf("%w: %s: %s", ErrDown, p.Name, p.LogTail(500))
+			}
+		}
 		r, err := c.Command(ctx, "volume", "create", c.o.Volume, "--size", c.o.Size, "--sync", c.o.Sync,
 			"--copies", strconv.Itoa(c.o.Nodes))
 		if err == nil && r.Code != 0 {

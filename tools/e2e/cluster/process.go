@@ -56,10 +56,9 @@ func (p *Process) Start() error {
 	if p.stdout != nil {
 		cmd.Stdout = p.stdout
 	}
-	// The children do not outlive a test process that is killed. (The signal comes when the thread that forked
-	// ends, which the Go runtime's threads do not do as long as the process lives.)
+	// The children do not outlive a test process that is killed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	if err := theForker().start(cmd); err != nil {
 		return fmt.Errorf("cluster: start %s: %w", p.Name, err)
 	}
 	done := make(chan struct{})
