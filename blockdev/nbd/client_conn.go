@@ -189,6 +189,8 @@ func command(r *blockdev.Request) (kind, flags uint16) {
 func (c *Conn) messageSent(m *message) {
 	m.payload = nil
 	if m.answered {
+		// The reader is past this answer: if it was the last one due, nobody else lets the next request in.
 		c.free = append(c.free, m.slot)
+		c.assignLocked()
 	}
 }

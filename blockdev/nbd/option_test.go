@@ -1,0 +1,38 @@
+package nbd
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+)
+
+// What decodes encodes to the same bytes, and what does not is called malformed.
+func FuzzInfoRequest(f *testing.F) {
+	f.Add(encodeInfoRequest(infoRequest{name: "vol0", want: []uint16{0, 3}}))
+	f.Add(encodeInfoRequest(infoRequest{}))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		r, err := decodeInfoRequest(p)
+		if err != nil {
+			if !errors.Is(err, errMalformed) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if again := encodeInfoRequest(r); !bytes.Equal(again, p) {
+			t.Fatalf("%x became %x", p, again)
+		}
+	})
+}
+
+// A size class holds what it is asked for, and no more than twice that above the smallest.
+func TestBufferClassesFit(t *testing.T) {
+	var pool buffers
+	for _, n := range []int{1, 4095, 4096, 4097, 8192, 8193, 1<<20 - 1, 1 << 20, 1<<20 + 1, maxPayloadBytes} {
+		b := pool.get(n)
+		if len(b.bytes) < n || len(b.bytes) > max(2*n-1, 4096) {
+			t.Errorf("%d bytes asked, %d given", n, len(b.bytes))
+		}
+		pool.put(b)
+	}
+}
