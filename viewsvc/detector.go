@@ -47,6 +47,8 @@ type nodeWatch struct {
 	lives    uint64 // signs of life, of all processes; a suspicion is void when it has grown
 	probing  bool
 
+	// emptied has the volumes of which the node had a copy before this process began with an empty home (hazard 5).
+	emptied  map[VolumeID]bool
 	sent     [recentReplies]uint64 // the last replies' Seq
 	reports  map[ReplicaID]ReplicaReport
 	news     uint64 // number of its present orders
@@ -145,6 +147,9 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 		return fmt.Errorf("%w: a newer process (pid %d, %s) pings as node %s; this one must end", ErrDuplicateNode, n.pid, n.addr, n.id)
 	}
 	if n.incarnation != "" {
+		if n.probing && n.addr != req.Addr {
+			return fmt.Errorf("%w: whether the former process of node %s, at %s, is dead", ErrTryAgain, n.id, n.addr)
+		}
 		if m.life(n.id) == lifeAlive && n.addr != req.Addr {
 			return fmt.Errorf("%w: node %s is alive at %s (pid %d); give the one at %s another --id", ErrDuplicateNode, n.id, n.addr, n.pid, req.Addr)
 		}
@@ -154,6 +159,12 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 		m.event(Event{Kind: EventNodeRestarted, Node: n.id, Text: fmt.Sprintf("pid %d at %s", req.PID, req.Addr)})
 	}
 	n.incarnation = req.Incarnation
+	n.emptied = map[VolumeID]bool{}
+	for id, v := range m.state.volumes {
+		if a := v.assignment(n.id); a != nil && a.Replica != "" && req.Cluster == "" {
+			n.emptied[id] = true
+		}
+	}
 	n.seen, n.left, n.probing, n.gone = false, false, false, ""
 	n.lastLife = m.now
 	n.reports = nil
@@ -177,6 +188,7 @@ func (m *Monitor) takeReports(n *nodeWatch, reports []ReplicaReport) {
 	n.reports = make(map[ReplicaID]ReplicaReport, len(reports))
 	for _, r := range reports {
 		n.reports[r.Replica] = r
+		delete(n.emptied, r.Volume)
 	}
 	for _, r := range reports {
 		v := m.state.volumes[r.Volume]

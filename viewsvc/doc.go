@@ -24,11 +24,11 @@
 //	types.go               the vocabulary
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
 //	snapshot.go            its form on disk, versioned JSON
-//	monitor.go, detector.go, plan.go, orders.go
+//	monitor.go, detector.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
 //	                       results of probes and gives commands and probes. It counts ticks and has no clock.
 //	raft.go, mux.go        hashicorp/raft under the state; one listening address for Raft and HTTP
-//	server.go, leader.go, api.go
+//	server.go, leader.go, api.go, queue.go, dir.go
 //	                       drives the Monitor while this server leads; HTTP/JSON
 //	client.go              finds the leader and calls it
 //
@@ -74,6 +74,8 @@
 //
 // A node's life with the service: ping with an empty cluster ID → learn it. Orders without a Replica → format a
 // copy, report it as blank → the service registers it (through Raft) → orders with the Replica and, soon, a view.
+// A node whose home is empty again, or that lives without its copy for long, gets orders without a Replica again:
+// the copy that it makes is a new replica, which replaces the lost one in the assignment, never in a view.
 // The numbers Seq and News begin anew, far higher, with each leader: they are compared for equality, so a node
 // carries the last ones from leader to leader without thought.
 //
@@ -90,7 +92,7 @@
 // or its process restarted, if another member lives: the one with the longest log, those that may have lost
 // writes last. All living members come along; the replaced primary never does, also when it is back already: it
 // returns as a learner, by the one path that is exercised most. A restarted primary without living backups
-// resumes, after a short wait for backups that this leader has not heard of yet. With no living member nothing
+// resumes. Both wait shortly for members that this leader has not heard of yet. With no living member nothing
 // moves. A dead backup is removed by the primary, not by the service: only the primary knows what it has
 // acknowledged.
 //
@@ -101,8 +103,9 @@
 //	PingHold      100 ms  how long a ping without news is held back
 //	PauseAfter    500 ms  a tick that is later than this restarts the grace period
 //	FirstWait     300 ms  a first primary waits for the replica that was assigned first
-//	ResumeWait    300 ms  a restarted primary waits for backups not heard of yet
-//	RecruitAfter  10 s    a volume short of copies waits for its own nodes before an idle one is assigned
+//	ResumeWait    300 ms  a failover waits for backups not heard of yet: a young leader, or nodes that just started
+//	RecruitAfter  10 s    a volume short of copies waits for its own nodes before an idle one is assigned, and a
+//	                      node that lives without its copy is ordered to make another
 //	probes        0, 5, 15, 30, 50 ms after a ping connection broke
 //	Raft          elections 500 ms of three servers, 50 ms of one
 package viewsvc

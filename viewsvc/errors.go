@@ -25,6 +25,8 @@ var (
 	ErrNotEnoughNodes = errors.New("viewsvc: not enough nodes")
 	// ErrRolledBack: replicas have seen views that this service has no record of (V9).
 	ErrRolledBack = errors.New("viewsvc: the view service lost state")
+	// ErrTryAgain: it is being found out; the text says what. Trying again shortly is right.
+	ErrTryAgain = errors.New("viewsvc: not known yet")
 	// ErrTimeout: an order was not carried out in time; the text says which.
 	ErrTimeout = errors.New("viewsvc: timed out")
 	// ErrInternal: the server failed; its events say why.
@@ -81,6 +83,7 @@ var wireErrors = [...]struct {
 	{ErrInvalid, "invalid", http.StatusBadRequest},
 	{ErrNotEnoughNodes, "not_enough_nodes", http.StatusConflict},
 	{ErrRolledBack, "rolled_back", http.StatusConflict},
+	{ErrTryAgain, "try_again", http.StatusServiceUnavailable},
 	{ErrTimeout, "timeout", http.StatusGatewayTimeout},
 	{ErrInternal, "internal", http.StatusInternalServerError},
 }

@@ -23,7 +23,7 @@ const (
 	EventRaft          EventKind = "raft"           // a warning of the Raft library
 )
 
-// Event is something that an operator may want to read or count. The callback that gets it must not block.
+// Event is something that an operator may want to read or count. ServerOptions.OnEvent gets it.
 type Event struct {
 	Kind    EventKind
 	Volume  VolumeID

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"net"
-	"sync"
 	"syscall"
 	"time"
 
@@ -39,7 +38,12 @@ func (s *Server) flushLocked() {
 	if out.News {
 		s.broadcastLocked()
 	}
-	s.todo.add(s.mon, out)
+	if len(out.Commands)+len(out.Probes) > 0 {
+		s.todo.add(task{s.mon, out.Commands, out.Probes})
+	}
+	for _, e := range out.Events {
+		s.events.add(e)
+	}
 }
 
 func (s *Server) broadcastLocked() {
@@ -106,7 +110,7 @@ func (s *Server) takeOffice() bool {
 	s.mon = NewMonitor(s.state, s.opt.monitor(term))
 	s.flushLocked()
 	s.broadcastLocked()
-	s.todo.event(Event{Kind: EventLeading, Text: "cluster " + s.state.Cluster()})
+	s.events.add(Event{Kind: EventLeading, Text: "cluster " + s.state.Cluster()})
 	return true
 }
 
@@ -118,7 +122,7 @@ func (s *Server) abdicate() {
 	}
 	s.mon = nil
 	s.broadcastLocked() // held requests are to look elsewhere
-	s.todo.event(Event{Kind: EventFollowing})
+	s.events.add(Event{Kind: EventFollowing})
 }
 
 // tick is the Monitor's clock. A tick that is late by PauseAfter says that this process did not run, so that
@@ -143,25 +147,29 @@ func (s *Server) tick() {
 	}
 }
 
-// perform carries out effects, in order.
+// task is what a Monitor wants done.
+type task struct {
+	mon      *Monitor
+	commands []KeyedCommand
+	probes   []Probe
+}
+
+// perform starts what the Monitor wants done. It never blocks.
 func (s *Server) perform() {
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.todo.wake:
+	for t := range s.todo.all(s.ctx) {
+		for _, c := range t.commands {
+			s.wg.Go(func() { s.commit(t.mon, c) }) // one per key at a time; ends by its outcome or Raft's shutdown
 		}
-		for _, t := range s.todo.take() {
-			for _, c := range t.effects.Commands {
-				s.wg.Go(func() { s.commit(t.mon, c) }) // one per key at a time; ends by its outcome or Raft's shutdown
-			}
-			for _, p := range t.effects.Probes {
-				s.wg.Go(func() { s.probe(t.mon, p) }) // one per node at a time; ends by probeTimeout
-			}
-			for _, e := range t.effects.Events {
-				s.opt.OnEvent(e)
-			}
+		for _, p := range t.probes {
+			s.wg.Go(func() { s.probe(t.mon, p) }) // one per node at a time; ends by probeTimeout
 		}
+	}
+}
+
+// tell passes events on. It has a goroutine of its own: a log that nobody reads must not hold up a failover.
+func (s *Server) tell() {
+	for e := range s.events.all(s.ctx) {
+		s.opt.OnEvent(e)
 	}
 }
 
@@ -196,56 +204,10 @@ func (s *Server) probe(mon *Monitor, p Probe) {
 	s.withSameMonitor(mon, func() { mon.Probed(p, outcome) })
 }
 
-// maxQueuedEvents bounds the warnings of the Raft library that wait to be told.
-const maxQueuedEvents = 1024
-
-// todo is the queue to perform. What waits in it is bounded: a Monitor gives one command per key and one probe
-// per node at a time, and an event for what changed.
-type todo struct {
-	wake chan struct{} // holds one token when the queue is not empty
-
-	mu    sync.Mutex
-	queue []task
-}
-
-// task is the effects of a Monitor; mon is nil for a bare event.
-type task struct {
-	mon     *Monitor
-	effects Effects
-}
-
-func newTodo() *todo { return &todo{wake: make(chan struct{}, 1)} }
-
-func (t *todo) add(mon *Monitor, e Effects) {
-	if len(e.Commands)+len(e.Probes)+len(e.Events) == 0 {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if mon == nil && len(t.queue) >= maxQueuedEvents {
-		return
-	}
-	t.queue = append(t.queue, task{mon, e})
-	select {
-	case t.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (t *todo) event(e Event) { t.add(nil, Effects{Events: []Event{e}}) }
-
-func (t *todo) take() []task {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	q := t.queue
-	t.queue = nil
-	return q
-}
-
 // raftLog turns the Raft library's log lines into events.
-type raftLog struct{ todo *todo }
+type raftLog struct{ events *queue[Event] }
 
 func (l raftLog) Write(p []byte) (int, error) {
-	l.todo.event(Event{Kind: EventRaft, Text: string(bytes.TrimSpace(p))})
+	l.events.add(Event{Kind: EventRaft, Text: string(bytes.TrimSpace(p))})
 	return len(p), nil
 }

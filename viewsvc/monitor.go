@@ -72,13 +72,15 @@ type volumeWatch struct {
 
 	first   timer // some replica could be the first primary
 	missing timer // the primary's node lives, the primary is not on it
-	resume  timer // the primary restarted and has no living backup
+	trouble timer // the primary cannot go on
 	short   timer // too few members, and no assigned replica to recruit
 
 	// streak counts the tenures that the service began since the last primary that opened; each waits longer.
 	streak    int
 	notBefore uint64
 
+	// lacking has the nodes that live without their copy, and for how long.
+	lacking  map[NodeID]*timer
 	recruits []ReplicaID
 	handover handoverOrder
 	resumed  ViewNum // the tenure that an operator wants resumed
@@ -219,7 +221,7 @@ func (m *Monitor) number() uint64 {
 func (m *Monitor) volume(id VolumeID) *volumeWatch {
 	w := m.volumes[id]
 	if w == nil {
-		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}}
+		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}, lacking: map[NodeID]*timer{}}
 		m.volumes[id] = w
 	}
 	return w

@@ -60,7 +60,7 @@ func (r *rig) join(id NodeID) *PingRequest {
 	old := r.nodes[id]
 	n := &PingRequest{Node: id, Incarnation: string(id) + "-1", Addr: string(id) + ":1", NBD: string(id) + ":2"}
 	if old != nil {
-		n.Incarnation = old.Incarnation + "1"
+		n.Incarnation, n.Cluster = old.Incarnation+"1", old.Cluster
 		for _, rep := range old.Replicas {
 			if rep.Role == RolePrimary {
 				rep.Role = RoleRecovering
@@ -132,6 +132,9 @@ func (r *rig) obey(n *PingRequest, o VolumeOrders) {
 		if i >= 0 {
 			n.Replicas = slices.Delete(n.Replicas, i, i+1)
 		}
+		return
+	}
+	if i < 0 && o.Replica != "" {
 		return
 	}
 	if i < 0 {
@@ -406,13 +409,54 @@ func TestPrimaryWithoutItsCopyIsReplaced(t *testing.T) {
 	lost := r.view().Primary
 	r.ticks(testOptions.ResumeWait + 2)
 	r.want(3, "n2")
+	if !r.s.volumes[vol].present(lost) {
+		t.Error("the copy was given up at once; it may only be unplugged")
+	}
+	r.ticks(testOptions.RecruitAfter)
 	if v := r.s.volumes[vol]; v.present(lost) || v.Replicas[lost] != "n1" {
-		t.Errorf("a blank disk under an old name is not a new replica: %+v", v.Assigned)
+		t.Errorf("another copy is not another replica: %+v", v.Assigned)
 	}
 	r.recruit()
 	r.want(4, "n2", "n1")
 	if r.view().Has(lost) {
 		t.Error("the lost replica is back in the view")
+	}
+}
+
+func TestBlankDiskUnderAnOldNameIsANewReplica(t *testing.T) {
+	r := pair(t)
+	lost := r.view().Primary
+	n := r.join("n1")
+	n.Cluster, n.Replicas = "", nil // the machine came back with an empty disk
+	r.ticks(testOptions.ResumeWait + 4)
+	r.want(3, "n2")
+	v := r.s.volumes[vol]
+	if v.present(lost) || v.assignment("n1").Replica == "" {
+		t.Fatalf("assignments %+v", v.Assigned)
+	}
+	r.recruit()
+	r.want(4, "n2", "n1")
+	if r.view().Has(lost) {
+		t.Error("the lost replica is back in the view")
+	}
+	n.Replicas = append(n.Replicas, ReplicaReport{Volume: vol, Replica: lost, Role: RoleBackup})
+	r.ticks(3)
+	if v.present(lost) {
+		t.Error("a node that has two copies supersedes the one in the view")
+	}
+}
+
+func TestLongestLogIsPromoted(t *testing.T) {
+	for _, longest := range []int{0, 1} {
+		r := newRig(t, "n1", "n2", "n3")
+		r.create(3)
+		r.ticks(3)
+		r.recruit()
+		backups := []NodeID{"n2", "n3"}
+		r.nodes[backups[longest]].Replicas[0].LogEnd = 20
+		r.ticks(1)
+		r.die("n1")
+		r.want(3, backups[longest], backups[1-longest])
 	}
 }
 
@@ -475,6 +519,9 @@ func TestDeadIdleNodeIsNotChosen(t *testing.T) {
 	r.die("n2")
 	r.propose(Proposal{Kind: KindRemove, Primary: r.view().Primary})
 	r.ticks(testOptions.RecruitAfter + 3)
+	if r.s.volumes[vol].assignment("n3") != nil {
+		t.Error("a dead node was assigned")
+	}
 	r.recruit()
 	r.want(4, "n1", "n4")
 }
@@ -550,7 +597,7 @@ func TestAfterTotalRestartABackupThatShowsUpIsPromoted(t *testing.T) {
 	r.lead()
 	r.join("n1")
 	r.down["n2"] = true
-	r.ticks(testOptions.ResumeWait - 1)
+	r.ticks(testOptions.ResumeWait - 2)
 	r.want(2, "n1", "n2")
 	r.join("n2")
 	r.ticks(2)
@@ -571,6 +618,22 @@ func TestAfterTotalRestartTheOldPrimaryResumesAlone(t *testing.T) {
 	r.ticks(3)
 	r.recruit()
 	r.want(4, "n1", "n2")
+}
+
+func TestAfterTotalRestartMembersAreWaitedForShortly(t *testing.T) {
+	r := newRig(t, "n1", "n2", "n3")
+	r.create(3)
+	r.ticks(3)
+	r.recruit()
+	r.lead()
+	r.join("n1")
+	r.join("n2")
+	r.down["n3"] = true
+	r.ticks(testOptions.ResumeWait - 2)
+	r.want(2, "n1", "n2", "n3")
+	r.join("n3")
+	r.ticks(3)
+	r.want(3, "n2", "n3")
 }
 
 // A view service that stopped while the primary went on must not be confused by an old report of a restart.
@@ -614,9 +677,16 @@ func TestPingWithoutARecentEchoIsNoSignOfLife(t *testing.T) {
 
 func TestEchoOfAnotherLeaderIsNoSignOfLife(t *testing.T) {
 	r := pair(t)
+	former := r.m.last
 	r.lead()
 	if err := r.m.Ping(*r.nodes["n1"]); err != nil {
 		t.Fatal(err)
+	}
+	if reply, err := r.m.Reply(*r.nodes["n2"]); err == nil && (reply.Seq <= former || reply.News <= former) {
+		t.Errorf("a new leader uses old numbers: %+v after %d", reply, former)
+	}
+	if r.m.node("n1").news <= former {
+		t.Errorf("news %d after %d", r.m.node("n1").news, former)
 	}
 	if r.m.life("n1") != lifeUnknown || r.m.Held(*r.nodes["n1"]) {
 		t.Error("a new leader believes an old echo, or holds the ping that asks for a new one")
@@ -631,6 +701,11 @@ func TestDuplicateNodeIsRefused(t *testing.T) {
 	}
 	if err := r.ping("n1"); err != nil {
 		t.Errorf("the first n1: %v", err)
+	}
+	r.down["n1"] = true
+	r.m.Broken("n1", r.nodes["n1"].Incarnation)
+	if err := r.m.Ping(other); !errors.Is(err, ErrTryAgain) {
+		t.Errorf("while the first is looked into: %v", err)
 	}
 	r.die("n1")
 	if err := r.m.Ping(other); err != nil {
@@ -799,6 +874,33 @@ func TestDeletedVolumeGoesWhenEveryNodeDroppedIt(t *testing.T) {
 	if r.s.volumes[vol] != nil || len(r.m.nodes["n2"].orders) != 0 || !r.saw(EventVolumeGone) {
 		t.Errorf("it never goes: %+v", r.s.volumes[vol])
 	}
+}
+
+func TestPingFromBeforeTheDeletionProvesNothing(t *testing.T) {
+	r := newRig(t, "n1")
+	r.create(1)
+	early := *r.nodes["n1"] // it is formatting its copy and reports none
+	cmd, err := r.m.PlanDelete("vol0")
+	if err = errors.Join(err, r.apply(cmd), r.m.Ping(early)); err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	if r.s.volumes[vol] == nil {
+		t.Error("the deletion was forgotten before the node heard of it")
+	}
+	r.ticks(3)
+	if r.s.volumes[vol] != nil {
+		t.Error("it never goes")
+	}
+}
+
+func TestReportOfAnotherVolumeIsNotBelieved(t *testing.T) {
+	r := pair(t)
+	r.nodes["n2"].Replicas[0].Volume = "other"
+	r.ticks(1)
+	r.die("n1")
+	r.ticks(5)
+	r.want(2, "n1", "n2")
 }
 
 func TestCreateNeedsMinCopiesNodes(t *testing.T) {

@@ -87,6 +87,23 @@ func (m *Monitor) ordersFor(v *volumeState, w *volumeWatch, a Assignment, peers 
 	return o
 }
 
+// lost tells whether a node's copy is gone for good, as far as one can tell: the node's home is new, or the node
+// has lived without the copy for RecruitAfter. Making another destroys nothing: it is a replica of its own, which
+// takes the place of the lost one in the assignment and not in the view.
+func (m *Monitor) lost(v *volumeState, w *volumeWatch, a Assignment) bool {
+	t := w.lacking[a.Node]
+	if t == nil {
+		t = &timer{}
+		w.lacking[a.Node] = t
+	}
+	lacks := a.Replica != "" && !v.Deleting && !w.refused && m.life(a.Node) == lifeAlive
+	for _, r := range m.node(a.Node).reports {
+		lacks = lacks && r.Volume != v.Volume.ID
+	}
+	waited := t.held(m.now, lacks)
+	return lacks && (m.node(a.Node).emptied[v.Volume.ID] || waited >= m.opt.RecruitAfter)
+}
+
 // announce renews the orders and the status of a volume, and numbers them anew where they changed.
 func (m *Monitor) announce(v *volumeState, w *volumeWatch) {
 	m.endOrders(v, w)
@@ -94,6 +111,9 @@ func (m *Monitor) announce(v *volumeState, w *volumeWatch) {
 	for _, a := range v.Assigned {
 		n := m.node(a.Node)
 		o := m.ordersFor(v, w, a, peers)
+		if m.lost(v, w, a) {
+			o.Replica = "" // it is to make a new one
+		}
 		if old, ok := n.orders[v.Volume.ID]; !ok || !reflect.DeepEqual(old, o) {
 			n.orders[v.Volume.ID] = o
 			n.news = m.number()

@@ -64,20 +64,15 @@ func (m *Monitor) planFirst(v *volumeState, w *volumeWatch) *Proposal {
 // planPrimary replaces or resumes a primary that does not serve any more.
 func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 	why, restarted := m.primaryTrouble(v, w)
-	if why == "" {
-		w.resume.held(m.now, false)
-		return nil
+	waited := w.trouble.held(m.now, why != "")
+	if why == "" || m.unheard(v) && waited < m.opt.ResumeWait {
+		return nil // a member that shows up now need not be brought up to date later
 	}
 	if living := m.livingBackups(v); len(living) > 0 {
 		return &Proposal{Kind: KindPromote, Primary: living[0], Backups: living[1:], Reason: why}
 	}
 	if !restarted || m.life(v.Replicas[v.View.Primary]) != lifeAlive {
-		w.resume.held(m.now, false)
 		return nil // nobody is left who may serve
-	}
-	waited := w.resume.held(m.now, true)
-	if m.unheard(v) && waited < m.opt.ResumeWait {
-		return nil
 	}
 	return &Proposal{Kind: KindResume, Primary: v.View.Primary, Reason: why + ", no backup is alive"}
 }
@@ -128,7 +123,7 @@ func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	return ids
 }
 
-// unheard tells whether some backup may yet show up.
+// unheard tells whether some backup may yet show up: this leader, or the backup's process, is that young.
 func (m *Monitor) unheard(v *volumeState) bool {
 	return slices.ContainsFunc(v.View.Backups, func(r ReplicaID) bool {
 		return m.life(v.Replicas[r]) == lifeUnknown
@@ -149,14 +144,13 @@ func (m *Monitor) planCopies(v *volumeState, w *volumeWatch) {
 	}
 }
 
-// hasSpare tells whether some assigned replica outside the view could be recruited, or may yet show up.
+// hasSpare tells whether some assigned replica outside the view could be recruited.
 func (m *Monitor) hasSpare(v *volumeState) bool {
 	for _, a := range v.Assigned {
 		switch {
 		case v.View.Has(a.Replica):
 		case a.Replica != "" && m.healthy(v, a.Replica),
-			a.Replica == "" && m.life(a.Node) == lifeAlive, // it is being formatted
-			m.life(a.Node) == lifeUnknown:
+			a.Replica == "" && m.life(a.Node) == lifeAlive: // it is being formatted
 			return true
 		}
 	}

@@ -161,7 +161,12 @@ func (c *consensus) verify() error {
 
 func raftError(err error) error { return fmt.Errorf("%w: %w", ErrNoLeader, err) }
 
+// close ends Raft. A leader of a group passes leadership on first, so that nobody has to miss it before; when that
+// fails, an election does it.
 func (c *consensus) close() error {
+	if len(c.addrs) > 1 && c.raft.State() == raft.Leader {
+		_ = c.raft.LeadershipTransfer().Error()
+	}
 	err := c.raft.Shutdown().Error()
 	return errors.Join(err, c.store.Close())
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -147,6 +149,27 @@ func TestApplyRules(t *testing.T) {
 	}
 }
 
+func TestRemovalCannotSmuggleInAMember(t *testing.T) {
+	s := inView(t)
+	mustApply(t, s,
+		viewCommand(Proposal{Volume: vol, Expect: 2, Tenure: 1, From: "r1", Kind: KindAdd, Primary: "r1", Backups: ids("r2", "r3")}),
+		Command{Op: OpAssign, Volume: vol, Node: NodeInfo{ID: "n4"}},
+		Command{Op: OpReplica, Volume: vol, Node: NodeInfo{ID: "n4"}, Replica: "r4"})
+	_, err := s.Apply(viewCommand(Proposal{Volume: vol, Expect: 3, Tenure: 1, From: "r1", Kind: KindRemove, Primary: "r1", Backups: ids("r4")}))
+	if rule, ok := errors.AsType[*RuleError](err); !ok || rule.Rule != "V4" {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestReasonIsCut(t *testing.T) {
+	s := inView(t)
+	mustApply(t, s, viewCommand(Proposal{Volume: vol, Expect: 2, Kind: KindPromote, Primary: "r2", Reason: strings.Repeat("ä", 1<<20)}))
+	h := s.volumes[vol].History
+	if r := h[len(h)-1].Reason; len(r) != maxReasonBytes || !utf8.ValidString(r) {
+		t.Errorf("a reason of %d bytes, %q", len(r), r[len(r)-3:])
+	}
+}
+
 func TestOldExpectIsToldTheCurrentView(t *testing.T) {
 	s := inView(t)
 	add := Proposal{Volume: vol, Expect: 1, Tenure: 1, From: "r1", Kind: KindAdd, Primary: "r1", Backups: ids("r2")}
@@ -256,8 +279,8 @@ func checkStep(cur, next View, p Proposal) error {
 	for _, r := range next.Members() {
 		if !cur.Has(r) {
 			same = false
-			if cur.Num > 0 && p.Kind != KindForce && !byOffice {
-				return fmt.Errorf("replica %s was added by %q", r, p.From)
+			if cur.Num > 0 && p.Kind != KindForce && !(p.Kind == KindAdd && byOffice) {
+				return fmt.Errorf("I2: replica %s was added by %q, %s", r, p.From, p.Kind)
 			}
 		}
 	}

@@ -29,8 +29,8 @@ type ServerOptions struct {
 	ResumeWait   time.Duration
 	RecruitAfter time.Duration
 
-	// OnEvent is called for each event, in order, by one goroutine. It must not block for long and not call the
-	// server.
+	// OnEvent is called for each event, in order, by one goroutine. When it blocks, events are dropped in the end,
+	// but the service goes on; Close waits for it to return.
 	OnEvent func(Event)
 }
 
@@ -95,12 +95,13 @@ func (o *ServerOptions) monitor(term uint64) MonitorOptions {
 
 // Server is a view server: one member of the Raft group, and the whole service while it leads.
 type Server struct {
-	opt  ServerOptions
-	lock *os.File
-	mux  *mux
-	http *http.Server
-	cons *consensus
-	todo *todo // what the goroutine perform has to do
+	opt    ServerOptions
+	lock   *os.File
+	mux    *mux
+	http   *http.Server
+	cons   *consensus
+	todo   *queue[task]
+	events *queue[Event]
 
 	ctx  context.Context // ends with Close; every goroutine and held request looks at it
 	stop context.CancelFunc
@@ -118,7 +119,7 @@ func StartServer(opt ServerOptions) (_ *Server, err error) {
 	if err := opt.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{opt: opt, state: NewState(), news: make(chan struct{}), todo: newTodo()}
+	s := &Server{opt: opt, state: NewState(), news: make(chan struct{}), todo: newQueue[task](maxQueuedTasks), events: newQueue[Event](maxQueuedEvents)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -141,13 +142,14 @@ func StartServer(opt ServerOptions) (_ *Server, err error) {
 		}
 	}
 	s.mux = newMux(ln)
-	if s.cons, err = openConsensus(opt, meta, fsm{s}, s.mux.raft, raftLog{s.todo}); err != nil {
+	if s.cons, err = openConsensus(opt, meta, fsm{s}, s.mux.raft, raftLog{s.events}); err != nil {
 		return nil, err
 	}
 	s.http = newHTTPServer(s)
 
 	// All of these end when s.ctx does.
 	s.wg.Go(s.perform)
+	s.wg.Go(s.tell)
 	s.wg.Go(s.followLeadership)
 	s.wg.Go(s.tick)
 	s.wg.Go(func() { s.http.Serve(s.mux.http) }) // ends by the mux

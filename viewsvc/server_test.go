@@ -149,6 +149,8 @@ func (n *testNode) obey(ctx context.Context, reply PingReply) {
 		case o.Delete:
 			delete(n.disk, id)
 			continue
+		case !have && o.Replica != "":
+			continue // it is gone; the service is to say when to make another
 		case !have:
 			r = ReplicaReport{Volume: id, Replica: ReplicaID(uuid.NewString()), Role: RoleBlank}
 		case o.View.Num > r.View:
@@ -336,6 +338,11 @@ func TestGroupOfThreeSurvivesTheLeader(t *testing.T) {
 	st, err := c.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, addr := range addrs { // whoever is asked knows whom to ask
+		if got, err := newClient(t, addr).Watch(t.Context(), "vol0", 0); err != nil || !got.View.Equal(before.View) {
+			t.Errorf("asked at %s: view %+v, error %v", addr, got.View, err)
+		}
 	}
 	for _, srv := range st.Servers {
 		if srv.Leader {

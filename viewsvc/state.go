@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -74,6 +75,9 @@ type volumeState struct {
 
 // maxReplicas bounds Replicas: a node that makes new copies in a loop must not fill the view servers.
 const maxReplicas = 4096
+
+// maxReasonBytes is how much of a proposal's reason the history keeps.
+const maxReasonBytes = 256
 
 // assignment finds a node's assignment, nil if it has none.
 func (v *volumeState) assignment(n NodeID) *Assignment {
@@ -287,7 +291,8 @@ func (s *State) applyView(c Command) (Result, error) {
 		return Result{}, err
 	}
 	v.View = next
-	v.History = append(v.History, HistoryEntry{View: next, Kind: p.Kind, Reason: p.Reason, Time: c.Time})
+	reason := strings.ToValidUTF8(p.Reason[:min(len(p.Reason), maxReasonBytes)], "")
+	v.History = append(v.History, HistoryEntry{View: next, Kind: p.Kind, Reason: reason, Time: c.Time})
 	if extra := len(v.History) - MaxHistory; extra > 0 {
 		v.History = slices.Delete(v.History, 0, extra)
 	}
