@@ -105,8 +105,9 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 	if string(hard.Volume.ID) != id.Volume {
 		return nil, fmt.Errorf("replication: replica %s belongs to volume %s, not %s", id.Replica, id.Volume, hard.Volume.ID)
 	}
-	if hard.Volume.Sync == viewsvc.SyncFlush && !o.Store.CleanStart() && !o.Store.SameBoot() {
-		hard.Suspect = true // the machine went down with acknowledged writes in its page cache
+	if hard.Volume.Sync == viewsvc.SyncFlush && len(hard.View.Backups) > 0 && hard.View.Has(viewsvc.ReplicaID(id.Replica)) &&
+		!o.Store.CleanStart() && !o.Store.SameBoot() {
+		hard.Suspect = true // the machine may have gone down with acknowledged writes in its page cache
 	}
 	if o.Dial == nil {
 		o.Dial = dialTCP
@@ -192,8 +193,12 @@ func (r *Replica) settle(a *after) {
 	for _, e := range r.core.Effects() {
 		switch e.Kind {
 		case EffectSaveView:
-			r.hard.View, r.hard.Suspect = e.View, r.core.Suspect()
-			if err := r.saveHard(); err != nil {
+			err := r.settleAlone(e.View)
+			if err == nil {
+				r.hard.View, r.hard.Suspect = e.View, r.core.Suspect()
+				err = r.saveHard()
+			}
+			if err != nil {
 				r.poison(a, err)
 				return
 			}
@@ -233,6 +238,15 @@ func (r *Replica) settle(a *after) {
 			a.proposals = append(a.proposals, e.Proposal)
 		}
 	}
+}
+
+// settleAlone syncs what was acknowledged from page caches before a view is stored in which this replica is alone: from
+// then on a crash of its machine is taken to lose nothing.
+func (r *Replica) settleAlone(v viewsvc.View) error {
+	if v.Primary != r.id || len(v.Backups) > 0 || r.core.durable == r.core.written {
+		return nil
+	}
+	return r.syncStore()
 }
 
 // finish does what settle left, without mu.
