@@ -43,7 +43,7 @@ type Identity struct {
 type FormatOptions struct {
 	Identity
 	LogBytes     int64  // default DefaultLogBytes; rounded down to whole segments
-	SegmentBytes int64  // default DefaultSegmentBytes; a frame must fit into a segment
+	SegmentBytes int64  // default DefaultSegmentBytes, or a quarter of a small log; a frame must fit into a segment
 	Salt         uint64 // of the volume's frames, the same for every replica; default: made from Cluster and Volume
 }
 
@@ -74,7 +74,7 @@ func Format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 		o.LogBytes = DefaultLogBytes
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = DefaultSegmentBytes
+		o.SegmentBytes = min(DefaultSegmentBytes, o.LogBytes/4/BlockSize*BlockSize)
 	}
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("blockdev: format %s: %w", dir, err)
@@ -136,7 +136,7 @@ func format(fsys vfs.FS, dir string, o FormatOptions) error {
 	if err := mf.Truncate(2 * metaSlotSize); err != nil {
 		return fmt.Errorf("meta: %w", err)
 	}
-	file := metaFile{f: mf, cur: m}
+	file := newMetaFile(mf, m)
 	for range 2 {
 		if err := file.save(func(*meta) {}); err != nil {
 			return err

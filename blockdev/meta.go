@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 
 	"lockstep/wal"
 	"lockstep/wal/vfs"
@@ -173,12 +174,19 @@ func decodeMeta(b *[metaSlotSize]byte) (meta, error) {
 	return m, nil
 }
 
-// metaFile is the meta file and what it holds. Saves are serialised by mu.
+// metaFile is the meta file and what it holds. Saves are serialised by mu; get waits for none.
 type metaFile struct {
 	f   vfs.File
+	cur atomic.Pointer[meta]
+
 	mu  sync.Mutex
-	cur meta
 	buf [metaSlotSize]byte
+}
+
+func newMetaFile(f vfs.File, m meta) *metaFile {
+	mf := &metaFile{f: f}
+	mf.cur.Store(&m)
+	return mf
 }
 
 // openMeta reads both slots, after a sync (W6), and takes the newer good one.
@@ -191,39 +199,36 @@ func openMeta(f vfs.File) (*metaFile, error) {
 	} else if n != 2*metaSlotSize {
 		return nil, &DamagedError{"meta", fmt.Sprintf("is %d bytes long instead of %d", n, 2*metaSlotSize)}
 	}
-	mf := &metaFile{f: f}
+	var newest meta
 	found, causes := false, [2]error{}
 	for i := range 2 {
-		if _, err := f.ReadAt(mf.buf[:], int64(i)*metaSlotSize); err != nil {
+		var b [metaSlotSize]byte
+		if _, err := f.ReadAt(b[:], int64(i)*metaSlotSize); err != nil {
 			return nil, fmt.Errorf("read meta slot %d: %w", i, err)
 		}
-		m, err := decodeMeta(&mf.buf)
+		m, err := decodeMeta(&b)
 		var newer *VersionError
 		if errors.As(err, &newer) {
 			return nil, err
 		}
-		if causes[i] = err; err == nil && (!found || m.Generation > mf.cur.Generation) {
-			mf.cur, found = m, true
+		if causes[i] = err; err == nil && (!found || m.Generation > newest.Generation) {
+			newest, found = m, true
 		}
 	}
 	if !found {
 		return nil, &DamagedError{"meta", fmt.Sprintf("no valid slot (%v; %v)", causes[0], causes[1])}
 	}
-	return mf, nil
+	return newMetaFile(f, newest), nil
 }
 
-// get returns the current content.
-func (mf *metaFile) get() meta {
-	mf.mu.Lock()
-	defer mf.mu.Unlock()
-	return mf.cur
-}
+// get returns the content that is stable. What it points to is never changed.
+func (mf *metaFile) get() *meta { return mf.cur.Load() }
 
 // save changes the content. On return it is stable. After an error nothing is known, and the store is poisoned.
 func (mf *metaFile) save(change func(*meta)) error {
 	mf.mu.Lock()
 	defer mf.mu.Unlock()
-	m := mf.cur
+	m := *mf.cur.Load()
 	change(&m)
 	m.Generation++
 	m.encode(&mf.buf)
@@ -238,6 +243,6 @@ func (mf *metaFile) save(change func(*meta)) error {
 	if _, err := mf.f.WriteAt(mf.buf[:], metaSlotSize-at); err != nil {
 		return fmt.Errorf("write meta: %w", err)
 	}
-	mf.cur = m
+	mf.cur.Store(&m)
 	return nil
 }

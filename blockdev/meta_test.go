@@ -121,7 +121,7 @@ func (f *memFile) Sync() error {
 func TestMetaSaveSurvivesTornWriteAndRot(t *testing.T) {
 	f := &memFile{}
 	m := sampleMeta()
-	mf := &metaFile{f: f, cur: m}
+	mf := newMetaFile(f, m)
 	for range 2 {
 		if err := mf.save(func(*meta) {}); err != nil {
 			t.Fatal(err)
@@ -134,7 +134,7 @@ func TestMetaSaveSurvivesTornWriteAndRot(t *testing.T) {
 		for slot := range 2 {
 			g := &memFile{cache: f.cache}
 			g.cache[slot*metaSlotSize+100] ^= 1
-			if r, err := openMeta(g); err != nil || r.cur.Incarnation != round {
+			if r, err := openMeta(g); err != nil || r.get().Incarnation != round {
 				t.Fatalf("slot %d rotten: %v", slot, err)
 			}
 		}
@@ -146,7 +146,7 @@ func TestMetaSaveSurvivesTornWriteAndRot(t *testing.T) {
 				if mirrored == 1 {
 					g.cache = f.cache
 				}
-				next := mf.cur
+				next := *mf.get()
 				next.Generation++
 				next.Incarnation = 1000
 				var b [metaSlotSize]byte
@@ -161,7 +161,7 @@ func TestMetaSaveSurvivesTornWriteAndRot(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := r.cur.Incarnation; got != round && got != 1000 {
+				if got := r.get().Incarnation; got != round && got != 1000 {
 					t.Fatalf("round %d torn %b: incarnation %d", round, torn, got)
 				}
 			}

@@ -1,0 +1,235 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"lockstep/wal"
+	"lockstep/wal/vfs"
+)
+
+// OpenStore opens a replica and recovers it: afterwards everything is committed that was known to be, and what lies
+// behind in the log waits for Commit or Cut. Errors name the directory and wrap ErrNotReplica, ErrInUse,
+// *VersionError, *DamagedError, wal's errors, or the file system's.
+func OpenStore(o StoreOptions) (*Store, error) {
+	if o.BootID == "" {
+		o.BootID = kernelBootID()
+	}
+	s := &Store{
+		o: o, kick: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		failed: make(chan struct{}),
+	}
+	if err := s.open(); err != nil {
+		s.closeFiles()
+		return nil, fmt.Errorf("blockdev: open %s: %w", o.Dir, err)
+	}
+	if o.Manual {
+		close(s.stopped)
+	} else {
+		go s.drive() // until Close; blocks on storage only
+	}
+	return s, nil
+}
+
+func kernelBootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	id := strings.TrimSpace(string(b))
+	return id[:min(len(id), MaxTextBytes)]
+}
+
+func (s *Store) open() error {
+	began := time.Now()
+	if err := s.openFiles(); err != nil {
+		return err
+	}
+	m := s.meta.get()
+	s.id, s.salt = m.ID, m.Salt
+	s.segBlocks = wal.Pos(m.Segment / BlockSize)
+	s.logBlocks = int64(s.segBlocks) * int64(m.Segments)
+	s.clean = m.Flags&flagClean != 0
+	s.sameBoot = m.BootID != "" && m.BootID == s.o.BootID
+	s.setMarks(m.Checkpoint)
+	s.epochs = slices.Clone(m.Epochs)
+	rec, err := s.openLog(*m)
+	if err != nil {
+		return err
+	}
+	err = s.meta.save(func(m *meta) {
+		m.Incarnation++
+		m.BootID = s.o.BootID
+		m.Flags &^= flagClean | flagBlank // wal.Open finished the blanking
+		m.CleanEnd = 0
+		if rec.Corruption != nil {
+			m.Flags |= flagCopying // the image may hold records that the log lost
+			m.Commit = rec.Commit
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.emit(EventRecovered{
+		Checkpoint: m.Checkpoint.LSN, Committed: wal.LSN(s.committed.Load()), End: s.log.End(),
+		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: time.Since(began),
+	})
+	return nil
+}
+
+// setMarks makes c the point up to which everything is applied and committed.
+func (s *Store) setMarks(c checkpoint) {
+	s.appliedAt, s.checkpointAt = c, c.Pos
+	for _, mark := range []*atomic.Uint64{&s.committed, &s.recorded, &s.applied, &s.checkpointed} {
+		mark.Store(uint64(c.LSN))
+	}
+	s.carried = c.LSN
+	s.committedPos.Store(uint64(c.Pos))
+	s.appliedPos.Store(uint64(c.Pos))
+}
+
+func (s *Store) openFiles() error {
+	names, err := s.o.FS.List(s.o.Dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !slices.Contains(names, metaName) {
+		return ErrNotReplica
+	} else if err != nil {
+		return err
+	}
+	s.lock, err = s.o.FS.Lock(path.Join(s.o.Dir, lockName))
+	if errors.Is(err, vfs.ErrLocked) {
+		return ErrInUse
+	} else if err != nil {
+		return err
+	}
+	f, err := s.o.FS.Open(path.Join(s.o.Dir, metaName))
+	if err != nil {
+		return err
+	}
+	if s.meta, err = openMeta(f); err != nil {
+		f.Close()
+		return err
+	}
+	size := s.meta.get().ID.Size
+	if s.image, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
+		return err
+	}
+	if f, err = openFile(s.o.FS, s.o.Dir, sumsName, sumsFileSize(size)); err != nil {
+		return err
+	}
+	s.sums = newSumTable(f, size)
+	if f, err = openFile(s.o.FS, s.o.Dir, regionsName, regionsFileSize(size)); err != nil {
+		return err
+	}
+	if s.regions, err = openRegions(f, size); err != nil {
+		f.Close()
+	}
+	return err
+}
+
+// openLog reads the log from the checkpoint on and commits as far as is known: the largest commit LSN in the log
+// or in meta (B1).
+func (s *Store) openLog(m meta) (wal.Recovery, error) {
+	policy := wal.RefuseCorruption
+	if s.o.CutAlways {
+		policy = wal.CutAlways
+	}
+	start := wal.Start{
+		LSN: m.Checkpoint.LSN, Pos: m.Checkpoint.Pos, Chain: m.Checkpoint.Chain,
+		Blank:   m.Flags&flagBlank != 0,
+		Durable: max(m.Commit, m.CleanEnd), // nothing up to there is ever cut
+	}
+	var rec wal.Recovery
+	var err error
+	s.log, rec, err = wal.Open(walOptions(s.o.FS, s.o.Dir, m), start, policy, s.visit)
+	if err != nil {
+		s.log = nil
+		return rec, err
+	}
+	known := max(rec.Commit, m.Commit)
+	if known > rec.End && rec.Corruption == nil {
+		return rec, &DamagedError{walName, fmt.Sprintf("ends with record %d, but %d was committed", rec.End, known)}
+	}
+	known = min(known, rec.End)
+	s.carried = known
+	s.recorded.Store(uint64(known))
+	s.Commit(known)
+	return rec, nil
+}
+
+// visit takes in a frame that recovery found. The frame's memory is the log's again on return.
+func (s *Store) visit(f wal.Frame, at wal.Pos) error {
+	if err := s.check(f); err != nil {
+		return &DamagedError{walName, fmt.Sprintf("does not fit the volume: %v", err)}
+	}
+	s.pending.add(f, at)
+	s.epochs = s.epochs.with(f.Header().Epoch, f.First())
+	return nil
+}
+
+// closeFiles closes what is open, without a sync.
+func (s *Store) closeFiles() error {
+	s.failMu.Lock()
+	if s.err == nil {
+		s.err = ErrClosed
+	}
+	s.failMu.Unlock()
+	var errs []error
+	if s.log != nil {
+		errs = append(errs, s.log.Close())
+	}
+	if s.regions != nil {
+		errs = append(errs, s.regions.f.Close())
+	}
+	if s.sums != nil {
+		errs = append(errs, s.sums.f.Close())
+	}
+	if s.image != nil {
+		errs = append(errs, s.image.Close())
+	}
+	if s.meta != nil {
+		errs = append(errs, s.meta.f.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close applies and checkpoints what is committed, notes a clean stop, and closes. No other call may be under way.
+// A poisoned store is closed as it is, and Close returns what poisoned it. Calling Close again does nothing.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	if !s.o.Manual {
+		close(s.stop)
+	}
+	<-s.stopped
+	err := s.Err()
+	if err == nil {
+		err = s.settle(func(m *meta) {
+			m.Flags |= flagClean
+			m.CleanEnd = s.log.End()
+		})
+	}
+	return errors.Join(err, s.closeFiles())
+}
+
+// Abandon closes the files as they are, as if the process died: nothing is synced, applied or noted.
+func (s *Store) Abandon() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	if !s.o.Manual {
+		close(s.stop)
+	}
+	<-s.stopped
+	return s.closeFiles()
+}
