@@ -194,3 +194,27 @@ func TestResetForgetsEverything(t *testing.T) {
 		t.Error("reset to a start that is not from BlankAfter")
 	}
 }
+
+// TestMarkOfAnotherEndIsNotBelieved: it would turn a lost durable record into the end of the log.
+func TestMarkOfAnotherEndIsNotBelieved(t *testing.T) {
+	for name, change := range map[string]func(*endMark){
+		"lsn":   func(m *endMark) { m.lsn++ },
+		"chain": func(m *endMark) { m.chain++ },
+	} {
+		m, o := created(t)
+		l, _, _ := opened(t, o, Start{})
+		grow(t, l, 2)
+		mark := endMark{l.End(), l.EndSum(), l.EndPos()}
+		change(&mark)
+		at := int64(l.EndPos()) * BlockSize
+		grow(t, l, 1)
+		var b [markBytes]byte
+		mark.encode(b[:], testSalt)
+		grow(t, l, 2)
+		edit(t, m, 0, at, b[:])
+		var corrupt *CorruptError
+		if _, _, _, err := open(o, Start{}, RefuseCorruption); !errors.As(err, &corrupt) || corrupt.LSN != 3 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -263,6 +263,17 @@ func TestBuilderKeepsWhatWasAddedWhenItGrows(t *testing.T) {
 	}
 }
 
+func TestBuilderLeavesNothingOfTheFrameBefore(t *testing.T) {
+	var b Builder
+	for range MaxRecords - 100 { // whose last header block is not empty
+		b.Add(Record{Kind: KindView, Block: 1<<64 - 1, Session: 1<<64 - 1}, nil, nil)
+	}
+	b.Seal(Header{First: 1})
+	b.Reset()
+	b.Add(Record{Kind: KindView}, nil, nil)
+	must1(ParseFrame(b.Seal(Header{First: 1}).Bytes()))(t)
+}
+
 func TestBuilderGivesALargeBufferBack(t *testing.T) {
 	var b Builder
 	data := payload(1, MaxFrameBlocks)

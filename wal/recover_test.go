@@ -104,6 +104,27 @@ func lose(t *testing.T, blocks, n, lost int, byteOf int64) {
 	}
 }
 
+// TestFrameInALaterSegmentProvesThatTheOnesBeforeWereDurable (W8), when no header says so.
+func TestFrameInALaterSegmentProvesThatTheOnesBeforeWereDurable(t *testing.T) {
+	for lost, refused := range map[int64]bool{1: true, 3: true, 8: false, 9: false} { // block of the pool; 8 begins segment 1
+		m, o := created(t)
+		l, _, _ := opened(t, o, Start{})
+		for range 14 {
+			var b Builder
+			b.Add(Record{Kind: KindView}, nil, nil)
+			must1(l.Append(b.Seal(Header{Salt: testSalt, First: l.End() + 1, Chain: l.EndSum()})))(t)
+		}
+		must1(l.Sync())(t)
+		must(t, l.Close())
+		must(t, m.Flip(path.Join("/v/wal", segmentName(int(lost/8))), lost%8*BlockSize+100, 1))
+		var corrupt *CorruptError
+		_, r, _, err := open(o, Start{}, RefuseCorruption)
+		if errors.As(err, &corrupt) != refused || !refused && (err != nil || r.End != LSN(lost)) {
+			t.Errorf("frame at block %d lost: %+v, %v", lost, r, err)
+		}
+	}
+}
+
 func TestLastFrameIsMissedIfTheOwnerKnowsThatItWasDurable(t *testing.T) {
 	m, o := created(t)
 	l, _, _ := opened(t, o, Start{})
