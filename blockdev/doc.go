@@ -61,9 +61,9 @@
 //
 // # Watermarks
 //
-//	checkpoint ≤ applied ≤ recorded ≤ min(committed, durable)   committed, durable ≤ end
+//	checkpoint ≤ applied ≤ min(recorded, committed, durable)     recorded, committed, durable ≤ end
 //
-// All are ends of frames. recorded is the part of the commit point that recovery will know of: the largest
+// All are ends of frames. In sync mode flush committed may be beyond durable. recorded is the part of the commit point that recovery will know of: the largest
 // commit LSN in a frame that is stable in this log, or the meta slot's.
 //
 // # Invariants
@@ -97,10 +97,16 @@
 // # How a read finds its block without locks around I/O
 //
 // Look up the page table. With an entry, read the log at its position; without, read the sum, then the image.
-// If the sum matches, that is a version which was the newest at some moment during the read: a log position is
-// never used twice, and an image block changes only while it has an entry. If it does not match, look up again:
+// If the sum matches, that is a version which was the newest at some moment during the read: no two committed
+// blocks ever have the same log position, and an image block changes only while it has an entry. If it does not match, look up again:
 // a changed entry or sum means that applier or committer came in between, and the read is tried again; the
 // same entry and sum mean that the block is bad.
+//
+// # What is not found out here
+//
+// A page of data.crc that reads as zeroes though sums were written there turns its blocks into holes: 0 is a valid
+// sum. Comparing members (I12) finds it. A committed frame that rots in the log before it is applied poisons the
+// store when the applier meets it; the replica is then copied anew.
 //
 // # What a crash leaves
 //
