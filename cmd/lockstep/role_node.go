@@ -6,10 +6,14 @@ import (
 
 	"lockstep/replication"
 	"lockstep/viewsvc"
+	"lockstep/wal"
 )
 
-// logSizeMin is the smallest log: it has to hold some of the largest requests at once.
-const logSizeMin = 128 << 20
+// A log is a ring of segments, each of which holds the largest request.
+const (
+	logSizeMin = wal.MinSegments * wal.DefaultSegmentBytes
+	logSizeMax = wal.MaxSegments * wal.DefaultSegmentBytes
+)
 
 func newNode(env *environment) *cobra.Command {
 	var (
@@ -39,8 +43,8 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 		if err := required(cmd, "id", "data", "listen", "nbd"); err != nil {
 			return err
 		}
-		if logSize < logSizeMin {
-			return usagef("node: --log-size %s: at least %s", formatSize(uint64(logSize)), formatSize(logSizeMin))
+		if logSize < logSizeMin || logSize > logSizeMax {
+			return usagef("node: --log-size %s: from %s to %s", formatSize(uint64(logSize)), formatSize(logSizeMin), formatSize(logSizeMax))
 		}
 		view, err := servers("")
 		if err != nil {
