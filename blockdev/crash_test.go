@@ -148,9 +148,9 @@ func (w *crashWorkload) checkDisk(disk *memfs.FS) error {
 	return nil
 }
 
-// crashPoints crashes the workload before each of its operations, or only some, with several fates for what was not
-// synced, and returns the first failure.
-func crashPoints(t testing.TB, broken mutation, stride int) error {
+// crashPoints crashes the workload before each of its operations, or every stride-th, with up to so many fates for what
+// was not synced, and returns the first failure.
+func crashPoints(t testing.TB, broken mutation, stride, fates int) error {
 	probe := memfs.New()
 	if w := runCrashWorkload(t, probe, broken); w.err != nil {
 		t.Fatal(w.err)
@@ -165,7 +165,7 @@ func crashPoints(t testing.TB, broken mutation, stride int) error {
 		}
 		pending := fsys.Pending()
 		for i, fate := range memfs.Fates(pending, uint64(n)) {
-			if testing.Short() && i > 8 {
+			if i == fates {
 				break
 			}
 			checked++
@@ -179,7 +179,11 @@ func crashPoints(t testing.TB, broken mutation, stride int) error {
 }
 
 func TestEveryCrashPointLeavesAPrefixOfHistory(t *testing.T) {
-	if err := crashPoints(t, 0, 1); err != nil {
+	stride, fates := 1, 1000
+	if testing.Short() {
+		stride, fates = 3, 6
+	}
+	if err := crashPoints(t, 0, stride, fates); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -192,7 +196,7 @@ func TestCrashPointsNoticeBrokenRules(t *testing.T) {
 		"W3: segments released before the checkpoint": releaseEarly,
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := crashPoints(t, broken, 1)
+			err := crashPoints(t, broken, 1, 2)
 			if err == nil {
 				t.Fatal("nobody noticed")
 			}
@@ -207,7 +211,11 @@ func TestEveryFailedOperationPoisonsForEver(t *testing.T) {
 	if w := runCrashWorkload(t, probe, 0); w.err != nil {
 		t.Fatal(w.err)
 	}
-	for n := range probe.Ops() {
+	stride := 1
+	if testing.Short() {
+		stride = 3
+	}
+	for n := 0; n < probe.Ops(); n += stride {
 		fsys := memfs.New()
 		fsys.FailAt(n, syscall.EIO)
 		w := runCrashWorkload(t, fsys, 0)
