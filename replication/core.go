@@ -16,6 +16,8 @@ const (
 	heartbeatTicks = 2                  // between two signs of life to an idle peer
 	peerDeadTicks  = 2 * TicksPerSecond // a member silent for so long is proposed for removal
 	retryTicks     = 4                  // between two tries of a proposal that got no answer
+	joinTicks      = 6                  // how long commit waits for a learner that is to join and does not answer
+	joinLag        = 1024               // records that it may lack when that begins
 )
 
 // State is what a replica is doing. doc.go has the table of moves.
@@ -141,6 +143,7 @@ type Core struct {
 	openAt    wal.LSN // LSN of this tenure's VIEW record; 0 until it is appended
 	nonce     uint64
 	readsDone uint64            // largest nonce for which EffectReads was given
+	joining   viewsvc.ReplicaID // a learner in R that is to be proposed when it has what is committed
 	proposal  *viewsvc.Proposal // asked for and not settled
 	asked     bool              // a try of it is under way
 	tries     int
@@ -218,7 +221,7 @@ func (c *Core) adopt(v viewsvc.View) {
 	goesOn := inOffice && v.Primary == c.cfg.Self && v.Tenure == old.Tenure
 	c.view = v
 	c.emit(Effect{Kind: EffectSaveView, View: v})
-	c.proposal, c.asked, c.successor = nil, false, ""
+	c.proposal, c.asked, c.successor, c.joining = nil, false, "", ""
 
 	if goesOn {
 		for _, p := range c.peers {
@@ -369,16 +372,19 @@ func (c *Core) Hello(from viewsvc.ReplicaID, v viewsvc.View) bool {
 	return c.Accepts(from, v.Num)
 }
 
-// Accepts tells whether a message of view num from the replica `from` may be acted upon. Nothing of an older view is,
-// and nothing of the present one but from its primary.
+// Accepts tells whether a message of view num from the replica `from` may be acted upon: one of the present tenure, from
+// its primary. Within the tenure the sender may not have heard of the newest view yet; it is the same process all
+// the same, and goes by what it is told in the Ack.
 func (c *Core) Accepts(from viewsvc.ReplicaID, num viewsvc.ViewNum) bool {
-	return num == c.view.Num && from == c.view.Primary && (c.state == StateBackup || c.state == StateLearner)
+	return from == c.view.Primary && c.view.Tenure <= num && num <= c.view.Num &&
+		(c.state == StateBackup || c.state == StateLearner)
 }
 
 // PeerUp tells that a stream to a peer is open. Nothing is known of its log before its first Ack.
 func (c *Core) PeerUp(r viewsvc.ReplicaID, stream uint64, needsCopy bool) {
 	if p := c.find(r); p != nil {
-		*p = peer{id: r, required: p.required, stream: stream, up: true, copied: !needsCopy}
+		// It counts as heard of only when it answers: one that greets and then fails each time is not alive.
+		*p = peer{id: r, required: p.required, stream: stream, up: true, copied: !needsCopy, silent: p.silent}
 		c.askReads()
 	}
 }
@@ -391,6 +397,9 @@ func (c *Core) PeerDown(r viewsvc.ReplicaID, stream uint64, refused bool) {
 	}
 	p.up = false
 	p.refused = refused
+	if r == c.joining {
+		c.leaveR()
+	}
 }
 
 // Copied tells that a learner has all regions on stable storage.
@@ -404,19 +413,20 @@ func (c *Core) Copied(r viewsvc.ReplicaID, stream uint64) {
 type Ack struct {
 	From             viewsvc.ReplicaID
 	Stream           uint64
-	View             viewsvc.ViewNum // the peer's view when it answered
+	View, Tenure     viewsvc.ViewNum // the peer's when it answered
 	Written, Durable wal.LSN
 	Nonce            uint64
 }
 
-// Acked takes an Ack. It counts if it came over the peer's present stream of this tenure: a stream never outlives
-// the tenure that opened it. An error means that the peer does not keep to the protocol; the stream is to be closed.
+// Acked takes an Ack. It counts if it came over the peer's present stream, which never outlives the tenure that opened
+// it, and while the peer was in this tenure: once it is in another, its log is another primary's to cut. An error means
+// that the peer does not keep to the protocol; the stream is to be closed.
 func (c *Core) Acked(a Ack) error {
 	p := c.find(a.From)
 	if p == nil || p.stream != a.Stream || !c.state.Primary() {
 		return nil
 	}
-	if a.View > c.view.Num {
+	if a.Tenure != c.view.Tenure {
 		return nil // it knows more than we do; its Stale, or the view service, will tell us
 	}
 	if a.Written < p.written || a.Durable < p.durable || a.Durable > a.Written || a.Nonce > c.nonce {
@@ -430,6 +440,7 @@ func (c *Core) Acked(a Ack) error {
 	}
 	c.advance()
 	c.answerReads()
+	c.proposeJoining()
 	return nil
 }
 
@@ -578,19 +589,49 @@ func (c *Core) removeSilent() {
 	}
 }
 
-// addCaughtUp puts a learner that lacks nothing into R and proposes it.
+// addCaughtUp puts a learner that lacks next to nothing into R. Under a steady load it would never be quite at the commit
+// point; from here on the commit point waits for it, for as long as it takes to write those few records.
 func (c *Core) addCaughtUp() {
 	if c.state != StateOpen || c.successor != "" || c.proposal != nil {
 		return
 	}
-	for _, p := range c.peers {
-		if p.required || !p.up || !p.copied || p.durable < c.commit || p.silent > heartbeatTicks+1 {
-			continue
+	if p := c.find(c.joining); p != nil {
+		if p.silent > joinTicks {
+			c.leaveR()
 		}
-		p.required = true // first R, then the proposal (I8)
-		c.propose(viewsvc.KindAdd, c.cfg.Self, append(slices.Clone(c.view.Backups), p.id), "recruited")
 		return
 	}
+	for _, p := range c.peers {
+		if p.required || !p.up || !p.copied || p.durable+joinLag < c.commit || p.silent > heartbeatTicks+1 {
+			continue
+		}
+		p.required, c.joining = true, p.id // first R, then the proposal (I8)
+		c.proposeJoining()
+		return
+	}
+}
+
+// Joining tells whether commit waits for a learner, which had better sync soon.
+func (c *Core) Joining() bool { return c.joining != "" && c.proposal == nil }
+
+// proposeJoining proposes the learner in R once it has all that is committed, as stable as it is with the members.
+func (c *Core) proposeJoining() {
+	p := c.find(c.joining)
+	if p == nil || c.proposal != nil || c.state != StateOpen || p.durable < c.commit {
+		return
+	}
+	c.propose(viewsvc.KindAdd, c.cfg.Self, append(slices.Clone(c.view.Backups), p.id), "recruited")
+}
+
+// leaveR takes a learner out of R again that was not proposed: no view can have it (I8).
+func (c *Core) leaveR() {
+	p := c.find(c.joining)
+	if p == nil || c.proposal != nil {
+		return
+	}
+	p.required, c.joining = false, ""
+	c.advance()
+	c.answerReads()
 }
 
 // Handover begins to hand the volume over to a member: the driver orders nothing more (Draining), and when the
@@ -662,7 +703,7 @@ func (c *Core) ProposalRefused(p *viewsvc.Proposal) {
 	case c.tries > 1:
 		c.asked = false
 	default:
-		c.proposal, c.asked, c.successor = nil, false, ""
+		c.proposal, c.asked, c.successor, c.joining = nil, false, "", ""
 		c.require()
 		c.advance()
 		c.answerReads()

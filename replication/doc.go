@@ -41,7 +41,7 @@
 //	Append    primary  commit LSN and one frame                    Ack
 //	Confirm   primary  commit LSN, nonce; may ask for a sync       Ack with the nonce
 //	View      primary  the next view of the same tenure
-//	Ack       peer     written LSN, durable LSN, applied, nonce
+//	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce
 //
 // # Steps
 //
@@ -58,8 +58,9 @@
 //  4. Recruit. The last common (epoch, LSN) is found from the two epoch indexes. If the primary's log reaches back to
 //     it, the log is shipped from there. Else the learner's log begins anew at the primary's commit point and every
 //     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
-//     and the learner's log is at the commit point, the primary puts it into R first and proposes to add it then.
-//     If the answer is lost the learner stays in R, until a newer view is seen (I8).
+//     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
+//     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
+//     seen (I8).
 //  5. Remove. A primary that cannot reach a member proposes the view without it, and goes on waiting for that member
 //     until such a view is received.
 //  6. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
@@ -84,8 +85,8 @@
 // # Limits
 //
 // Reads are confirmed by the backups, one small message per burst; there are no leases yet, so a read beside heavy
-// writes waits for the backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
-// several clients that write the same block this can apply it a second time after another client's later write
-// (each record carries the client's session and sequence number, so that the log already holds what is needed to
-// recognise it).
+// writes may wait for the backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
+// several clients that write the same block at the same time this can apply it a second time, after another client's
+// later write. A backup whose log is much smaller than the primary's can fill up with records whose commit it has not
+// heard of. A replica that was forced out of the history (by an operator's promotion) has to be formatted anew.
 package replication

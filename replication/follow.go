@@ -31,10 +31,11 @@ type follower struct {
 	rd   *reader
 	from viewsvc.ReplicaID
 
-	held    bool // this goroutine has the right to write the log
-	started bool // Start or Copy was carried out: the log agrees with the primary's. Guarded by Replica.mu
-	caught  wal.LSN
-	dirty   bool // something has to be synced before it is acknowledged
+	held    bool    // this goroutine has the right to write the log
+	started bool    // Start or Copy was carried out: the log agrees with the primary's. Guarded by Replica.mu
+	caught  wal.LSN // the primary's log end when the stream began
+	sound   bool    // the primary lacks nothing: who has its log up to caught lacks nothing either
+	dirty   bool    // something has to be synced before it is acknowledged
 	bytes   int
 	img     blockdev.RegionImage
 
@@ -86,12 +87,19 @@ func (f *follower) accept(h hello) (welcome, error) {
 		r.follower.conn.Close()
 	}
 	r.follower = f
-	if !r.takeLog() { // whoever had it is done: the log stays as it is until this stream changes it
-		return welcome{}, errSuperseded
+	r.work.Broadcast() // the one before may wait for room in the log
+	took := r.takeLog()
+	if took { // whoever had it is done: the log stays as it is until this stream changes it
+		defer r.releaseLog()
 	}
-	defer r.releaseLog()
-	if r.follower != f || !r.core.Accepts(f.from, h.View.Num) {
+	switch {
+	case took && r.follower == f && r.core.Accepts(f.from, h.View.Num):
+		r.wg.Add(1) // until leave; r.closed is false
+	case r.follower == f:
+		r.follower = nil
 		return welcome{}, errStaleView
+	default:
+		return welcome{}, errSuperseded
 	}
 	m := r.store.Marks()
 	return welcome{End: m.End, Committed: m.Committed, Applied: m.Applied, Copying: r.store.Copying(),
@@ -100,6 +108,7 @@ func (f *follower) accept(h hello) (welcome, error) {
 
 func (f *follower) leave() {
 	r := f.r
+	defer r.wg.Done()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f.held {
@@ -227,19 +236,16 @@ func (f *follower) handle(m msg, body []byte) error {
 		f.nonce = max(f.nonce, m.Nonce)
 		f.answer.Unlock()
 		f.dirty = f.dirty || m.Flags&flagSync != 0
+		f.sound = m.Flags&flagSound != 0
 		return nil
 	}
 	return nil
 }
 
-// storage poisons the replica after a failed operation of its store.
+// storage looks at the result of an operation of the store. One that failed for good poisons the replica; what the
+// store merely refused, a frame that does not fit or is damaged, ends the stream.
 func (f *follower) storage(err error) error {
-	var corrupt *wal.CorruptError
-	switch {
-	case err == nil:
-	case errors.As(err, &corrupt), errors.Is(err, wal.ErrFull), errors.Is(err, blockdev.ErrInvalid):
-		// Not the disk's fault: a bad frame, or no room until the applier has made some.
-	default:
+	if err != nil && f.r.store.Err() != nil {
 		f.r.fail(err)
 	}
 	return err
@@ -293,7 +299,6 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 		r.mu.Lock()
 		r.hard.CopyBase = c.Base
 		state, err := r.encodeHard()
-		r.cuts++
 		r.mu.Unlock()
 		if err == nil {
 			err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
@@ -302,6 +307,7 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 			return err
 		}
 		r.mu.Lock()
+		r.cuts++ // together with Restarted: a sync of the old log says nothing about the new one
 		r.core.Restarted(c.To)
 		r.mu.Unlock()
 	}
@@ -337,6 +343,7 @@ func (f *follower) onAppend(m msg, body []byte) error {
 		return fmt.Errorf("replication: frame from the primary: %w", err)
 	}
 	r := f.r
+	f.follow(m.Commit) // first: what is committed can be applied, and makes room
 	for {
 		err = r.store.Append(frame)
 		if !errors.Is(err, wal.ErrFull) {
@@ -354,7 +361,6 @@ func (f *follower) onAppend(m msg, body []byte) error {
 	f.dirty = f.dirty || r.hard.Volume.Sync != viewsvc.SyncFlush || frame.Header().Flags&wal.FlagSync != 0
 	r.mu.Unlock()
 	f.bytes += len(body)
-	f.follow(m.Commit)
 	return nil
 }
 
@@ -410,7 +416,7 @@ func (f *follower) endBurst() error {
 	r := f.r
 	var a after
 	r.mu.Lock()
-	if r.core.Suspect() && !r.store.Copying() && r.core.durable >= f.caught {
+	if r.core.Suspect() && f.sound && !r.store.Copying() && r.core.durable >= f.caught {
 		r.core.Caught()
 		r.hard.Suspect = false
 		if err := r.saveHard(); err != nil {
@@ -447,10 +453,10 @@ func (f *follower) ack(flags uint8) error {
 // ackLocked reads the marks with answer held, so that acks never go back.
 func (f *follower) ackLocked(flags uint8) error {
 	r := f.r
-	applied := r.store.Marks().Applied
 	r.mu.Lock()
-	m := msg{Type: msgAck, Flags: flags, View: r.core.View().Num, A: uint64(r.core.written), B: uint64(r.core.durable),
-		Commit: applied, Nonce: f.nonce}
+	v := r.core.View()
+	m := msg{Type: msgAck, Flags: flags, View: v.Num, A: uint64(r.core.written), B: uint64(r.core.durable),
+		Commit: wal.LSN(v.Tenure), Nonce: f.nonce}
 	r.mu.Unlock()
 	f.fresh = false
 	m.put(f.head[:])

@@ -23,7 +23,14 @@ type frameBuf struct {
 	refs    atomic.Int32
 	batch   []queued     // what is in it
 	ends    []pendingReq // the requests that it completes
+	failed  []failedReq  // the requests that it could not take
 	edge    []byte       // room for a request that has to be merged with its surroundings
+}
+
+// failedReq is a request that could not be ordered.
+type failedReq struct {
+	pendingReq
+	err error
 }
 
 // add puts a record into the frame. The limits of a batch are such that there is room.
@@ -45,7 +52,8 @@ func (r *Replica) putFrame(fb *frameBuf) {
 	if fb.refs.Add(-1) == 0 {
 		clear(fb.batch)
 		clear(fb.ends)
-		fb.batch, fb.ends = fb.batch[:0], fb.ends[:0]
+		clear(fb.failed)
+		fb.batch, fb.ends, fb.failed = fb.batch[:0], fb.ends[:0], fb.failed[:0]
 		r.pool.Put(fb)
 	}
 }
@@ -84,7 +92,7 @@ func (r *Replica) RoomMade() {
 
 // beginnable tells whether a tenure is to begin, with mu held.
 func (r *Replica) beginnable() bool {
-	return r.beginView.Num != 0 && r.store.RoomFor(frameRoom(0))
+	return r.beginView.Num != 0 && r.store.RoomFor(2*blockdev.BlockSize)
 }
 
 // orderable tells whether there are writes, and room for them, with mu held. store.OnRoom wakes the committer when the
@@ -107,7 +115,7 @@ func (r *Replica) beginTenure(a *after) {
 		r.putFrame(fb)
 		return
 	}
-	r.end = r.store.Marks().End
+	r.end, r.begun = r.store.Marks().End, v.Tenure
 	r.seal(fb, a, true)
 	r.core.TenureBegun(v.Tenure, r.end)
 	r.write(fb, a, true)
@@ -120,7 +128,7 @@ func (r *Replica) order(a *after) {
 	tenure := r.core.View().Tenure
 	r.takeBatch(fb)
 	r.mu.Unlock()
-	err := r.build(fb)
+	r.build(fb)
 	r.mu.Lock()
 	for i := range fb.batch {
 		fb.batch[i].s.busy--
@@ -132,8 +140,9 @@ func (r *Replica) order(a *after) {
 		r.putFrame(fb)
 		return
 	}
-	if err != nil {
-		r.failBatch(fb, a, err)
+	r.failUnbuilt(fb, a)
+	if fb.builder.Records() == 0 {
+		r.putFrame(fb)
 		return
 	}
 	sync := false
@@ -202,8 +211,9 @@ func blockSpan(q *blockdev.Request) (first, end uint64) {
 	return q.Offset / blockdev.BlockSize, (q.Offset + uint64(q.Length) + blockdev.BlockSize - 1) / blockdev.BlockSize
 }
 
-// build puts the batch's records into the frame. Each request's last record is counted into ends, from 1.
-func (r *Replica) build(fb *frameBuf) error {
+// build puts the batch's records into the frame. Each request's last record is counted into ends, from 1. A request that
+// has to be merged with a block that cannot be read goes to failed; what it has in the frame is harmless.
+func (r *Replica) build(fb *frameBuf) {
 	for _, q := range fb.batch {
 		whole := true
 		var err error
@@ -214,13 +224,11 @@ func (r *Replica) build(fb *frameBuf) error {
 			err = r.addZeroes(fb, q.req)
 		}
 		if err != nil {
-			return err
-		}
-		if whole {
+			fb.failed = append(fb.failed, failedReq{pendingReq{req: q.req, s: q.s}, err})
+		} else if whole {
 			fb.ends = append(fb.ends, pendingReq{lsn: wal.LSN(fb.builder.Records()), req: q.req, s: q.s})
 		}
 	}
-	return nil
 }
 
 // addWrite adds a write, or the part of a huge one that this frame takes.
@@ -305,13 +313,16 @@ func (r *Replica) addZeroes(fb *frameBuf, q *blockdev.Request) error {
 	return nil
 }
 
-// failBatch completes a batch that could not be built with an error: a block that it had to be merged with is corrupt.
-func (r *Replica) failBatch(fb *frameBuf, a *after, err error) {
-	for _, q := range fb.batch {
-		q.req.Err = ioError(err)
-		a.completed = append(a.completed, pendingReq{req: q.req, s: q.s})
+// failUnbuilt completes the requests that could not be built with their errors. What is left of a huge one is dropped.
+func (r *Replica) failUnbuilt(fb *frameBuf, a *after) {
+	for _, f := range fb.failed {
+		if len(r.queue) > 0 && r.queue[0].req == f.req {
+			r.queueBytes -= payloadBytes(f.req)
+			r.queue = shift(r.queue, 1)
+		}
+		f.req.Err = ioError(f.err)
+		a.completed = append(a.completed, f.pendingReq)
 	}
-	r.putFrame(fb)
 }
 
 // seal gives the frame its LSNs and sends it to every peer that takes frames as they are made. mu is held.
@@ -329,7 +340,7 @@ func (r *Replica) seal(fb *frameBuf, a *after, sync bool) {
 	for _, s := range r.streams {
 		if s.direct {
 			s.pushFrame(fb)
-			a.streams = append(a.streams, s)
+			a.queues = append(a.queues, s.q)
 		}
 	}
 }

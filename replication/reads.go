@@ -20,13 +20,16 @@ type readReq struct {
 // confirm asks the peers whose word is needed to confirm the present view, with mu held. It is also the heartbeat.
 func (r *Replica) confirm(a *after, nonce uint64) {
 	m := msg{Type: msgConfirm, View: r.core.View().Num, Commit: r.core.Commit(), Nonce: nonce}
-	if r.askSync {
-		m.Flags = flagSync
+	if r.askSync || r.core.Joining() {
+		m.Flags |= flagSync
+	}
+	if !r.core.Suspect() {
+		m.Flags |= flagSound
 	}
 	for _, s := range r.streams {
 		if s.up {
 			s.q.push(m, nil, nil)
-			a.streams = append(a.streams, s)
+			a.queues = append(a.queues, s.q)
 		}
 	}
 }

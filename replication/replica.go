@@ -75,9 +75,10 @@ type Replica struct {
 	readWait   []readReq    // reads without a confirmed ticket; by ticket
 	readQueue  []readReq    // reads to be done by the readers
 	readers    *sync.Cond
-	beginView  viewsvc.View // a tenure whose VIEW record is to be appended; Num 0: none
-	end        wal.LSN      // last LSN that was given out
-	inflight   *frameBuf    // sealed and sent, not yet in the log
+	beginView  viewsvc.View    // a tenure whose VIEW record is to be appended; Num 0: none
+	begun      viewsvc.ViewNum // newest tenure whose VIEW record was sealed: from then on end is right
+	end        wal.LSN         // last LSN that was given out
+	inflight   *frameBuf       // sealed and sent, not yet in the log
 	streams    map[viewsvc.ReplicaID]*stream
 	nextStream uint64
 	peers      map[viewsvc.ReplicaID]viewsvc.Peer
@@ -173,7 +174,7 @@ func (r *Replica) Close() error {
 	r.readers.Broadcast()
 	r.mu.Unlock()
 	r.finish(&a)
-	r.wg.Wait()
+	r.wg.Wait() // also for a follower in ServeStream
 	return r.store.Close()
 }
 
@@ -182,7 +183,7 @@ type after struct {
 	completed []pendingReq
 	batch     []*blockdev.Request
 	aborts    []*session
-	streams   []*stream // to be flushed
+	queues    []*sendq // to be flushed
 	proposals []*viewsvc.Proposal
 	events    []Event
 	sync      bool
@@ -217,7 +218,7 @@ func (r *Replica) settle(a *after) {
 			for _, s := range r.streams {
 				if s.up {
 					s.q.pushEncoded(msg{Type: msgView, View: e.View.Num}.encodeJSON(e.View))
-					a.streams = append(a.streams, s)
+					a.queues = append(a.queues, s.q)
 				}
 			}
 		case EffectCommit:
@@ -254,11 +255,11 @@ func (r *Replica) finish(a *after) {
 	for len(a.completed) > 0 {
 		r.completeFirst(a)
 	}
-	for i, s := range a.streams {
-		s.q.flush()
-		a.streams[i] = nil
+	for _, q := range a.queues {
+		q.flush()
 	}
-	a.streams = a.streams[:0]
+	clear(a.queues)
+	a.queues = a.queues[:0]
 	for _, s := range a.aborts {
 		s.client.Abort(blockdev.ErrNotPrimary)
 	}

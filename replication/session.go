@@ -151,7 +151,7 @@ func (r *Replica) popCommitted(a *after, l wal.LSN) {
 		p := r.pending[n]
 		if p.stable && p.lsn > r.core.Stable() {
 			r.stableWait = append(r.stableWait, p)
-			r.wantSync(a)
+			r.askSync = true // its frame asked for a sync already; this is for a peer that has lost it
 			continue
 		}
 		a.completed = append(a.completed, p)
@@ -170,14 +170,12 @@ func (r *Replica) popStable(a *after) {
 	r.askSync = len(r.stableWait) > 0
 }
 
-// wantSync asks this replica and its peers to sync: with the next Confirm, which is sent at once and repeated by the
-// core's heartbeat while somebody waits.
+// wantSync asks this replica and its peers to sync: with a Confirm, which is sent at once and repeated by the core's
+// heartbeat while somebody waits.
 func (r *Replica) wantSync(a *after) {
-	if !r.askSync {
-		r.askSync = true
-		a.sync = true
-		r.confirm(a, r.core.nonce)
-	}
+	r.askSync = true
+	a.sync = true
+	r.confirm(a, r.core.nonce)
 }
 
 // shift drops the first n elements in place, so that the list's memory is reused.

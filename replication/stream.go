@@ -46,8 +46,8 @@ type stream struct {
 	up     bool // greetings were exchanged; messages may be queued
 	direct bool // frames are queued as they are made; before that they are shipped from the log
 
-	copyTotal, copyDone uint64 // bytes
-	started             time.Time
+	copyTotal, copyBytes uint64 // to be copied, and copied
+	started              time.Time
 }
 
 // reconcileStreams opens and closes streams so that there is one to each of the core's targets, of this tenure. mu is
@@ -104,7 +104,11 @@ func (s *stream) loop() {
 		}
 		s.r.opts.OnEvent(Event{Kind: EventStreamDown, Volume: s.r.Volume().Name, Replica: s.r.id, Peer: s.peer, Err: err})
 		refused := errors.Is(err, syscall.ECONNREFUSED)
-		s.r.do(func(c *Core) { c.PeerDown(s.peer, s.id, refused) })
+		s.r.do(func(c *Core) {
+			if s.ctx.Err() == nil { // else the peer may be another tenure's by now
+				c.PeerDown(s.peer, s.id, refused)
+			}
+		})
 		if time.Since(began) > time.Second {
 			wait = redialMin // it had worked; a reset is worth an immediate second look
 			continue
@@ -257,10 +261,10 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	view := r.core.View()
 	// The view may be newer than the one in the greeting; the peer has to be in it before anything counts.
 	q.pushEncoded(msg{Type: msgView, View: view.Num}.encodeJSON(view))
-	end := uint64(r.end)
+	end := uint64(max(r.end, r.store.Marks().End))
 	if p.copy != nil {
 		q.pushEncoded(msg{Type: msgCopy, View: view.Num, B: end}.encodeJSON(p.copy))
-		s.copyTotal, s.copyDone = r.store.NewerBytes(p.copy.Base), 0
+		s.copyTotal, s.copyBytes = r.store.NewerBytes(p.copy.Base), 0
 	} else {
 		q.push(msg{Type: msgStart, View: view.Num, A: uint64(p.cut), B: end}, nil, nil)
 	}
@@ -321,7 +325,7 @@ func (s *stream) readAcks(rd *reader, id uint64) error {
 			continue
 		}
 		r.mu.Lock()
-		err = r.core.Acked(Ack{From: s.peer, Stream: id, View: m.View, Written: wal.LSN(m.A), Durable: wal.LSN(m.B), Nonce: m.Nonce})
+		err = r.core.Acked(Ack{From: s.peer, Stream: id, View: m.View, Tenure: viewsvc.ViewNum(m.Commit), Written: wal.LSN(m.A), Durable: wal.LSN(m.B), Nonce: m.Nonce})
 		if m.Flags&flagCopied != 0 {
 			r.core.Copied(s.peer, id)
 			r.event(&a, Event{Kind: EventCaughtUp, Peer: s.peer})
@@ -339,9 +343,11 @@ func (s *stream) readAcks(rd *reader, id uint64) error {
 // frames as they are made.
 func (s *stream) ship(q *sendq, p plan) error {
 	buf := make([]byte, shipBytes)
-	next, region := p.next, 0
-	copying := p.copy != nil
-	img := new(blockdev.RegionImage)
+	next := p.next
+	var regions *regionCopy
+	if p.copy != nil {
+		regions = &regionCopy{base: p.copy.Base}
+	}
 	for {
 		shipped := 0
 		for shipped < shipAhead {
@@ -354,13 +360,15 @@ func (s *stream) ship(q *sendq, p plan) error {
 			}
 			shipped += n
 		}
-		if copying {
-			more, err := s.shipRegion(q, p.copy, &region, img)
-			if err != nil {
+		if regions != nil && !regions.sent {
+			if err := s.shipRegion(q, regions); err != nil {
 				return err
 			}
-			copying = more
 			continue
+		}
+		if regions != nil && next > regions.asOf {
+			s.copyDone(q)
+			regions = nil
 		}
 		if shipped > 0 {
 			continue
@@ -442,6 +450,7 @@ func (s *stream) goDirect(q *sendq, next wal.LSN) (bool, error) {
 		return false, s.ctx.Err()
 	}
 	switch {
+	case r.begun != s.tenure: // the VIEW record comes first, behind whatever the log holds by then
 	case next == r.end+1:
 		s.direct = true
 	case r.inflight != nil && r.inflight.frame.First() == next:
@@ -461,38 +470,52 @@ func (s *stream) pushFrame(fb *frameBuf) {
 	s.q.push(msg{Type: msgAppend, View: r.core.View().Num, Commit: r.core.Commit()}, fb.frame.Bytes(), func() { r.putFrame(fb) })
 }
 
-// shipRegion sends the next region that the learner lacks. It reports whether there may be more.
-func (s *stream) shipRegion(q *sendq, c *startCopy, region *int, img *blockdev.RegionImage) (bool, error) {
+// regionCopy is how far a copy by regions has come.
+type regionCopy struct {
+	base wal.LSN // regions changed after it are sent
+	next int     // region to look at next
+	sent bool    // all were
+	asOf wal.LSN // the learner's log must reach beyond every region's as-of LSN before its image is whole
+	img  blockdev.RegionImage
+}
+
+// shipRegion sends the next region that the learner lacks.
+func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	r := s.r
-	g, ok := r.store.NewerRegions(c.Base, *region)
+	g, ok := r.store.NewerRegions(c.base, c.next)
 	if !ok {
-		r.mu.Lock()
-		q.push(msg{Type: msgCopyDone, View: r.core.View().Num}, nil, nil)
-		r.mu.Unlock()
-		q.flush()
-		return false, nil
+		c.sent = true
+		return nil
 	}
-	asOf, err := r.store.ReadRegion(g, img)
+	asOf, err := r.store.ReadRegion(g, &c.img)
 	if err != nil {
-		return false, err
+		return err
 	}
-	body := encodeRegion(img)
+	body := encodeRegion(&c.img)
 	r.mu.Lock()
 	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf)}.encode(body))
-	s.copyDone += blockdev.RegionBytes
+	s.copyBytes += blockdev.RegionBytes
 	r.mu.Unlock()
 	q.flush()
-	*region = g + 1
-	return true, q.waitBelow(maxUnsent)
+	c.next, c.asOf = g+1, max(c.asOf, asOf)
+	return q.waitBelow(maxUnsent)
+}
+
+// copyDone tells the learner that its image is whole with the log that it was sent.
+func (s *stream) copyDone(q *sendq) {
+	s.r.mu.Lock()
+	q.push(msg{Type: msgCopyDone, View: s.r.core.View().Num}, nil, nil)
+	s.r.mu.Unlock()
+	q.flush()
 }
 
 // progress is for reports; mu is held.
 func (s *stream) progress() (done, left uint64, rate float64) {
-	if s.copyTotal > s.copyDone {
-		left = s.copyTotal - s.copyDone
+	if s.copyTotal > s.copyBytes {
+		left = s.copyTotal - s.copyBytes
 	}
 	if t := time.Since(s.started).Seconds(); t > 0 && s.up {
-		rate = float64(s.copyDone) / t
+		rate = float64(s.copyBytes) / t
 	}
-	return s.copyDone, left, rate
+	return s.copyBytes, left, rate
 }

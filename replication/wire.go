@@ -26,7 +26,7 @@ import (
 //	16      8     view number of the sender
 //	24      8     a: Ack written LSN; Start common point; Region number
 //	32      8     b: Ack durable LSN; Region as-of LSN; Start and Copy: the primary's log end
-//	40      8     commit LSN of the primary; applied LSN of an Ack's sender
+//	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
 //	48      8     nonce
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
 //	60      4     zero
@@ -64,6 +64,9 @@ const flagSync = 1
 
 // flagCopied on an Ack says that the peer holds a complete image.
 const flagCopied = 2
+
+// flagSound on a Confirm says that the primary itself lacks nothing that was ever acknowledged.
+const flagSound = 4
 
 var errWire = errors.New("replication: malformed message")
 
