@@ -24,6 +24,7 @@ type fakeViews struct {
 	volumes map[string]viewsvc.VolumeStatus
 	changed chan struct{}
 	down    bool
+	heard   uint64 // the latest news that a watcher has come back with
 }
 
 func newFakeViews() *fakeViews {
@@ -41,6 +42,13 @@ func (f *fakeViews) change(name string, edit func(*viewsvc.VolumeStatus)) {
 	f.volumes[name] = st
 	close(f.changed)
 	f.changed = make(chan struct{})
+}
+
+// allHeard tells whether a volume's watcher has acted on the newest status.
+func (f *fakeViews) allHeard(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard == f.volumes[name].News
 }
 
 func (f *fakeViews) remove(name string) {
@@ -63,6 +71,7 @@ func (f *fakeViews) Watch(ctx context.Context, name string, news uint64) (viewsv
 	hold := time.After(50 * time.Millisecond)
 	for {
 		f.mu.Lock()
+		f.heard = max(f.heard, news)
 		st, ok := f.volumes[name]
 		changed, down := f.changed, f.down
 		f.mu.Unlock()
@@ -104,6 +113,7 @@ type fakeDisk struct {
 	data        []byte
 	generations map[string]uint64 // newest attachment of each session, cluster-wide
 	unfenced    bool              // nodes do not look at generations: the bug of hazard 2
+	failing     map[uint64]error  // by offset
 }
 
 func (d *fakeDisk) block(offset, length int) string {
@@ -123,8 +133,9 @@ type fakeNode struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	primary bool
-	paused  bool // requests are received and not carried out
-	mute    bool // requests are carried out and not answered
+	barred  string // a session that is refused
+	paused  bool   // requests are received and not carried out
+	mute    bool   // requests are carried out and not answered
 	arrived []blockdev.Request
 	ids     []blockdev.SessionID // of attachments
 	clients map[*fakeSession]blockdev.Client
@@ -198,7 +209,7 @@ func (n *fakeNode) Open(_ context.Context, name string) (nbd.Export, error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.primary {
+	if !n.primary || id.Name == n.barred && id.Name != "" {
 		return nbd.Export{}, blockdev.ErrNotPrimary
 	}
 	return nbd.Export{Name: name, Device: n, Session: id}, nil
@@ -254,6 +265,8 @@ func (s *fakeSession) Submit(burst []*blockdev.Request) {
 			break // fenced
 		}
 		switch {
+		case d.failing[r.Offset] != nil:
+			r.Err = d.failing[r.Offset]
 		case r.Op == blockdev.OpFlush, r.Op == blockdev.OpCache:
 			r.Err = nil
 		case r.Offset+uint64(r.Length) > uint64(len(d.data)):

@@ -13,8 +13,8 @@ import (
 )
 
 // How long a session waits between attempts to connect: longer each time, each time by chance somewhat less, so that
-// the sessions of a dead primary do not come in step. The growth is slow: the wait for a primary that opens during it
-// is at most half of what it took to open.
+// the sessions of a dead primary do not come in step. The growth is slow: a primary that opens
+// while a session waits is found after about half as long again as it took to open, at worst.
 const (
 	backoffMin    = 5 * time.Millisecond
 	backoffMax    = 500 * time.Millisecond
@@ -56,8 +56,8 @@ type upstream struct {
 	answered bool // it has answered something
 }
 
-// send hands requests over that were taken from the flight. If the connection has ended, its Closed will make them, or
-// has made them, ready again.
+// send hands requests over that were taken from the flight. If the connection has ended it refuses them, and they go
+// with the replay on the next one.
 func (u *upstream) send(burst []*blockdev.Request) {
 	if len(burst) > 0 {
 		_ = u.conn.Submit(burst)
@@ -84,12 +84,15 @@ func (u *upstream) Complete(done []*blockdev.Request) {
 	}
 }
 
-// Closed makes what was not answered ready to be sent again. It implements nbd.Handler.
+// Closed is the end of the connection; what was not answered is for the next one (begin). It implements nbd.Handler.
 func (u *upstream) Closed(err error) {
 	s, v := u.s, u.s.v
 	v.mu.Lock()
+	if s.current != u {
+		v.mu.Unlock()
+		panic("gateway: G8: two connections of a session at a time")
+	}
 	s.current, s.live = nil, nil
-	v.flight.rewind(&s.lane)
 	v.mu.Unlock()
 	u.err = err
 	close(u.closed)
@@ -202,8 +205,8 @@ func (s *session) begin(conn *nbd.Conn, r *route) *upstream {
 	v := s.v
 	v.mu.Lock()
 	s.current = u
-	v.flight.bury(&s.lane)   // G5: fenced by the handshake
-	v.flight.rewind(&s.lane) // so that those which bury made ready go in their turn
+	v.flight.bury(&s.lane) // G5: fenced by the handshake
+	v.flight.rewind(&s.lane)
 	v.mu.Unlock()
 	conn.Start(u)
 	sent := 0
