@@ -1,0 +1,278 @@
+package replication
+
+import (
+	"fmt"
+	"slices"
+
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// peer is what a primary knows of another replica. All of it dies with the tenure.
+type peer struct {
+	id       viewsvc.ReplicaID
+	required bool // in R
+	stream   uint64
+	up       bool
+	refused  bool // its node refuses connections: no process listens there
+	silent   int  // ticks since it was last heard of
+
+	// Invariant: the peer's log equals ours up to written, and is on its stable storage up to durable.
+	written, durable wal.LSN
+	confirmed        uint64 // largest nonce that it echoed in our present view
+	copied           bool   // a learner that needs no more regions
+}
+
+// require makes R from the view. Invariant (I8): R has every member of any view that the service may hold for this
+// tenure. The service can hold this view, or the one that we asked for since; propose adds that one's learner.
+func (c *Core) require() {
+	for _, r := range c.view.Members() {
+		if r != c.cfg.Self {
+			c.peerOf(r).required = true
+		}
+	}
+	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool {
+		p.required = c.view.Has(p.id)
+		return !p.required && !slices.Contains(c.recruits, p.id)
+	})
+}
+
+func (c *Core) find(r viewsvc.ReplicaID) *peer {
+	for _, p := range c.peers {
+		if p.id == r {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Core) peerOf(r viewsvc.ReplicaID) *peer {
+	if p := c.find(r); p != nil {
+		return p
+	}
+	p := &peer{id: r}
+	c.peers = append(c.peers, p)
+	return p
+}
+
+// Targets are the replicas to have a stream to.
+func (c *Core) Targets() []viewsvc.ReplicaID {
+	if !c.state.Primary() {
+		return nil
+	}
+	ids := make([]viewsvc.ReplicaID, len(c.peers))
+	for i, p := range c.peers {
+		ids[i] = p.id
+	}
+	return ids
+}
+
+// Recruits tells which learners the view service wants brought up to date.
+func (c *Core) Recruits(ids []viewsvc.ReplicaID) {
+	if !c.state.Primary() || slices.Equal(ids, c.recruits) {
+		return
+	}
+	c.recruits = slices.Clone(ids)
+	for _, r := range ids {
+		if r != c.cfg.Self {
+			c.peerOf(r)
+		}
+	}
+	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool {
+		return !p.required && !slices.Contains(c.recruits, p.id)
+	})
+	c.emit(Effect{Kind: EffectTargets})
+}
+
+// TenureBegun tells the LSN of the VIEW record, once it has one.
+func (c *Core) TenureBegun(tenure viewsvc.ViewNum, at wal.LSN) {
+	if c.state == StateOpening && c.view.Tenure == tenure {
+		c.openAt = at
+		c.advance()
+	}
+}
+
+// Appended tells that the own log was written up to l.
+func (c *Core) Appended(l wal.LSN) {
+	c.written = max(c.written, l)
+	c.advance()
+}
+
+// Durable tells that the own log is on stable storage up to l.
+func (c *Core) Durable(l wal.LSN) {
+	c.written = max(c.written, l)
+	c.durable = max(c.durable, l)
+	c.advance()
+}
+
+// PeerUp tells that a stream to a peer is open. Nothing is known of its log before its first Ack.
+func (c *Core) PeerUp(r viewsvc.ReplicaID, stream uint64, needsCopy bool) {
+	if p := c.find(r); p != nil {
+		// It counts as heard of only when it answers: one that greets and then fails each time is not alive.
+		*p = peer{id: r, required: p.required, stream: stream, up: true, copied: !needsCopy, silent: p.silent}
+		c.askReads()
+	}
+}
+
+// PeerDown tells that a stream ended, or that a dial failed (stream 0). refused: no process listens there.
+func (c *Core) PeerDown(r viewsvc.ReplicaID, stream uint64, refused bool) {
+	p := c.find(r)
+	if p == nil || (stream != 0 && p.stream != stream) {
+		return
+	}
+	p.up = false
+	p.refused = refused
+	if r == c.joining {
+		c.leaveR()
+	}
+}
+
+// Copied tells that a learner has all regions on stable storage.
+func (c *Core) Copied(r viewsvc.ReplicaID, stream uint64) {
+	if p := c.find(r); p != nil && p.stream == stream {
+		p.copied = true
+	}
+}
+
+// Ack is a peer's answer.
+type Ack struct {
+	From             viewsvc.ReplicaID
+	Stream           uint64
+	View, Tenure     viewsvc.ViewNum // the peer's when it answered
+	Written, Durable wal.LSN
+	Nonce            uint64
+}
+
+// Acked takes an Ack. It counts if it came over the peer's present stream, which never outlives the tenure that opened
+// it, and while the peer was in this tenure: once it is in another, its log is another primary's to cut. An error means
+// that the peer does not keep to the protocol; the stream is to be closed.
+func (c *Core) Acked(a Ack) error {
+	p := c.find(a.From)
+	if p == nil || p.stream != a.Stream || !c.state.Primary() {
+		return nil
+	}
+	if a.Tenure != c.view.Tenure {
+		return nil // it knows more than we do; its Stale, or the view service, will tell us
+	}
+	if a.Written < p.written || a.Durable < p.durable || a.Durable > a.Written || a.Nonce > c.nonce {
+		return fmt.Errorf("replication: impossible ack of %s: written %d, durable %d, nonce %d after %d, %d, %d",
+			p.id, a.Written, a.Durable, a.Nonce, p.written, p.durable, c.nonce)
+	}
+	p.silent, p.refused = 0, false
+	p.written, p.durable = a.Written, a.Durable
+	if a.View == c.view.Num && a.Nonce > p.confirmed {
+		p.confirmed = a.Nonce
+	}
+	c.advance()
+	c.answerReads()
+	c.proposeJoining()
+	return nil
+}
+
+// advance moves the commit point: the minimum over R of what counts.
+func (c *Core) advance() {
+	if !c.state.Primary() {
+		return
+	}
+	commit, stable := c.durable, c.durable
+	if c.CommitsWritten() {
+		commit = c.written
+	}
+	for _, p := range c.peers {
+		if !p.required {
+			continue
+		}
+		if c.CommitsWritten() {
+			commit = min(commit, p.written)
+		} else {
+			commit = min(commit, p.durable)
+		}
+		stable = min(stable, p.durable)
+	}
+	if commit > c.commit {
+		c.commit = commit
+		c.emit(Effect{Kind: EffectCommit, LSN: commit})
+	}
+	if stable > c.stable {
+		c.stable = stable
+		c.emit(Effect{Kind: EffectStable, LSN: stable})
+	}
+	if c.state == StateOpening && c.openAt != 0 && c.commit >= c.openAt {
+		if c.suspect {
+			c.setState(StateHeld)
+			return
+		}
+		c.setState(StateOpen)
+		c.emit(Effect{Kind: EffectServe})
+	}
+	c.handOver()
+}
+
+// alone tells whether R = {self}.
+func (c *Core) alone() bool {
+	for _, p := range c.peers {
+		if p.required {
+			return false
+		}
+	}
+	return true
+}
+
+// ReadTicket is called for reads that were just taken from a client. They may be answered when a ticket up to it was
+// given in EffectReads, or at once if now is true.
+func (c *Core) ReadTicket() (ticket uint64, now bool) {
+	if c.alone() {
+		return c.nonce, true
+	}
+	c.nonce++
+	c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+	return c.nonce, false
+}
+
+// askReads asks again for confirmations that a view change or a new stream has made void.
+func (c *Core) askReads() {
+	if c.readsDone < c.nonce {
+		c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+		c.answerReads()
+	}
+}
+
+// answerReads finds the reads that all of R∖self have confirmed.
+func (c *Core) answerReads() {
+	if c.state != StateOpen || c.readsDone == c.nonce {
+		return
+	}
+	n := c.nonce
+	for _, p := range c.peers {
+		if p.required {
+			n = min(n, p.confirmed)
+		}
+	}
+	if n > c.readsDone {
+		c.readsDone = n
+		c.emit(Effect{Kind: EffectReads, Nonce: n})
+	}
+}
+
+// Tick is the passing of 1/TicksPerSecond s. A primary that was paused sees one tick, not many: it has to be
+// awake for as long as it gives a peer to answer.
+func (c *Core) Tick() {
+	if !c.state.Primary() {
+		return
+	}
+	c.ticks++
+	for _, p := range c.peers {
+		p.silent++
+	}
+	if c.ticks%heartbeatTicks == 0 {
+		c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+	}
+	if c.proposal != nil {
+		if c.retryIn--; !c.asked && c.retryIn <= 0 {
+			c.ask()
+		}
+		return
+	}
+	c.removeSilent()
+	c.addCaughtUp()
+}
