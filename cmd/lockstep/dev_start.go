@@ -154,7 +154,7 @@ func (c *devCluster) awaitVolume(ctx context.Context, o devOptions, waitingFor *
 		}
 		// An operator's decision takes its time: the clock begins anew.
 		toldHeld = true
-		fmt.Fprintf(c.say, "%s is held, because all of its copies stopped uncleanly and --sync flush may have lost what was not flushed; to go on: %s\n",
+		fmt.Fprintf(c.say, "%s is held: its machine went down, and with --sync flush what was not flushed may be lost; to go on: %s\n",
 			o.volume, c.command("volume resume "+o.volume+" --view "+c.layout.View))
 	}
 }
