@@ -14,6 +14,7 @@ import (
 const (
 	maxBatchBytes    = 1 << 20
 	maxBatchRequests = 512 // each takes up to three records
+	maxInlineBytes   = 64 << 10
 )
 
 // frameBuf is a frame on its way to the log and to the peers. It is used again when all of them are done with it.
@@ -99,6 +100,15 @@ func (r *Replica) beginnable() bool {
 // log has room again.
 func (r *Replica) orderable() bool {
 	return len(r.queue) > 0 && r.writable() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+blockdev.MaxRequestBytes)))
+}
+
+// inlinable tells whether the goroutine that brought the queued writes should order them itself, with mu held: nothing
+// else is in flight, so that nobody's work is held up, and the committer need not wake up for it. What the client sends
+// meanwhile makes the next frame, which could not begin before this one's sync in any case. Larger writes are left to
+// the committer, so that the next one is received and summed while this one is synced.
+func (r *Replica) inlinable() bool {
+	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && r.beginView.Num == 0 &&
+		r.queueBytes <= maxInlineBytes && r.orderable()
 }
 
 // frameRoom bounds the size of a frame with so much payload.

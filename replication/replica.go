@@ -192,7 +192,9 @@ func (r *Replica) takeLog() bool {
 func (r *Replica) releaseLog() {
 	r.logBusy = false
 	r.idle.Broadcast()
-	r.work.Broadcast()
+	if len(r.queue) > 0 || r.beginView.Num != 0 {
+		r.work.Broadcast()
+	}
 }
 
 // tickLoop is the core's sense of time. It also wakes those who wait for room in the log.

@@ -256,13 +256,19 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 			r.queueBytes += payloadBytes(q)
 		}
 	}
-	if len(r.queue) > 0 {
+	inline := r.inlinable()
+	if len(r.queue) > 0 && !inline {
 		r.work.Signal()
 	}
 	if len(r.readQueue) > 0 {
 		r.readers.Signal()
 	}
 	r.settle(a)
+	if inline {
+		r.logBusy = true
+		r.order(a)
+		r.releaseLog()
+	}
 	r.mu.Unlock()
 	r.finish(a)
 }
