@@ -385,7 +385,7 @@ func TestSlotsThatBecomeFreeLateAreUsed(t *testing.T) {
 	go func() {
 		defer close(finished)
 		burst := requests(blockdev.OpWrite, 16, 4096)
-		for range 2000 {
+		for range 500 {
 			l.run(burst, 16)
 		}
 	}()

@@ -286,7 +286,7 @@ func TestVanishingClientsLeaveOthersAlone(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
-			for n := range 50 {
+			for n := range 20 {
 				r := dialRaw(t, addr)
 				r.attach("a")
 				for j := range 20 {

@@ -122,7 +122,7 @@ func TestReadsReturnWhatWasWritten(t *testing.T) {
 
 // Many callers on one connection do not get each other's answers.
 func TestConcurrentCallsOnOneConnectionKeepApart(t *testing.T) {
-	const callers, rounds, block = 64, 200, 4096
+	const callers, rounds, block = 32, 100, 4096
 	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "m", Device: memory(t, callers*block)}}})
 	d := openDisk(t, addr, "m")
 	var wg sync.WaitGroup
