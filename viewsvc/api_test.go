@@ -109,6 +109,18 @@ func TestForceIsRecordedAsDataLoss(t *testing.T) {
 	}
 }
 
+func TestBlockedEventCallbackDoesNotHoldUpAFailover(t *testing.T) {
+	release := make(chan struct{})
+	s := startServer(t, ServerOptions{OnEvent: func(Event) { <-release }})
+	t.Cleanup(func() { close(release) }) // before the server's Close, which waits for the callback
+	c := newClient(t, s.Addr())
+	nodes := map[NodeID]*testNode{"n1": startNode(t, "n1", nil, s.Addr()), "n2": startNode(t, "n2", nil, s.Addr())}
+	createVolume(t, c, Volume{Name: "vol0", Size: 1 << 20})
+	before := waitView(t, c, "vol0", "two members", twoMembers)
+	nodes[nodeOf(before, before.View.Primary)].kill()
+	waitView(t, c, "vol0", "a failover", func(v View) bool { return v.Num > before.View.Num })
+}
+
 func TestDeleteReachesEveryNode(t *testing.T) {
 	_, c, nodes, _ := startCluster(t)
 	if err := c.DeleteVolume(t.Context(), "vol0"); err != nil {

@@ -24,13 +24,13 @@
 //	types.go               the vocabulary
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
 //	snapshot.go            its form on disk, versioned JSON
-//	monitor.go, detector.go, plan.go, orders.go, operator.go, status.go
+//	monitor.go, detector.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
 //	                       results of probes and gives commands and probes. It counts ticks and has no clock.
 //	raft.go, mux.go        hashicorp/raft under the state; one listening address for Raft and HTTP
 //	server.go, leader.go, api.go, queue.go, dir.go
 //	                       drives the Monitor while this server leads; HTTP/JSON
-//	client.go              finds the leader and calls it
+//	client.go, find.go     finds the leader and calls it
 //
 // # Apply rules
 //
@@ -44,7 +44,7 @@
 //	    one is the present replica of an assigned node; same tenure.
 //	V4  Remove: From = cur.primary and Tenure = cur.tenure; same primary; members(n) less at least one; same
 //	    tenure.
-//	V5  Promote: by the service; another primary, from members(n); members ⊂ members(n); tenure n+1.
+//	V5  Promote: by the service; another primary, from members(n); members ⊆ members(n); tenure n+1.
 //	V6  Resume: by the service; same primary, whose process restarted; members ⊆ members(n); tenure n+1.
 //	V7  Handover: From = cur.primary and Tenure = cur.tenure; another primary, from members(n); members ⊆
 //	    members(n); tenure n+1.

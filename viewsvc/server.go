@@ -152,7 +152,7 @@ func StartServer(opt ServerOptions) (_ *Server, err error) {
 	s.wg.Go(s.tell)
 	s.wg.Go(s.followLeadership)
 	s.wg.Go(s.tick)
-	s.wg.Go(func() { s.http.Serve(s.mux.http) }) // ends by the mux
+	s.wg.Go(func() { s.http.Serve(s.mux.http) }) // its error is that it was closed
 	return s, nil
 }
 

@@ -2,6 +2,7 @@ package viewsvc
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -66,10 +67,10 @@ func DecodeState(r io.Reader) (*State, error) {
 // check holds what Apply keeps true of every volume.
 func (v *volumeState) check(id VolumeID) error {
 	if v == nil {
-		return fmt.Errorf("is missing")
+		return errors.New("is missing")
 	}
 	if v.Volume.ID != id || v.View.Volume != id {
-		return fmt.Errorf("is another's")
+		return errors.New("is another's")
 	}
 	if err := v.Volume.validate(); err != nil {
 		return err
@@ -91,7 +92,7 @@ func (v *volumeState) check(id VolumeID) error {
 func (v *volumeState) checkViews() error {
 	if v.View.Num == 0 {
 		if v.View.Primary != "" || len(v.View.Backups)+len(v.History) != 0 {
-			return fmt.Errorf("view 0 has members or a history")
+			return errors.New("view 0 has members or a history")
 		}
 		return nil
 	}

@@ -1,0 +1,137 @@
+package viewsvc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+// call is one request, wherever it ends up.
+type call struct {
+	method   string
+	path     string // with the query
+	in       any
+	out      any
+	patience time.Duration // how long to wait for one server's answer
+}
+
+// do finds the leader and gives it the request, in rounds over all servers, until ctx ends.
+func (c *Client) do(ctx context.Context, hc *http.Client, req call) error {
+	var body []byte
+	if req.in != nil {
+		var err error
+		if body, err = json.Marshal(req.in); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	backoff := backoffMin
+	for {
+		last := c.round(ctx, hc, req, body)
+		if _, again := errors.AsType[*tryNextError](last); !again {
+			return last
+		}
+		// Full jitter: servers that come back are not met by all clients in the same millisecond.
+		select {
+		case <-time.After(rand.N(backoff) + time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), last)
+		}
+		backoff = min(2*backoff, backoffMax)
+	}
+}
+
+// round asks the one who led last, then everybody, and follows hints. A *tryNextError means that nobody led.
+func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte) error {
+	c.mu.Lock()
+	leader := c.leader
+	c.mu.Unlock()
+	queue := make([]string, 0, len(c.opt.Servers)+1+maxLeaderHops)
+	if leader != "" {
+		queue = append(queue, leader)
+	}
+	for _, s := range c.opt.Servers {
+		if s != leader {
+			queue = append(queue, s)
+		}
+	}
+	var last error
+	for hops := 0; len(queue) > 0 && ctx.Err() == nil; {
+		server := queue[0]
+		queue = queue[1:]
+		err := c.ask(ctx, hc, server, req, body)
+		next, again := errors.AsType[*tryNextError](err)
+		if !again {
+			c.remember(server)
+			return err
+		}
+		if next.leader != "" && next.leader != server && hops < maxLeaderHops {
+			hops++
+			queue = append([]string{next.leader}, queue...)
+		}
+		last = err
+	}
+	c.remember("")
+	if last == nil {
+		last = &tryNextError{err: ctx.Err()}
+	}
+	return last
+}
+
+func (c *Client) remember(leader string) {
+	c.mu.Lock()
+	c.leader = leader
+	c.mu.Unlock()
+}
+
+// tryNextError says that this server could not decide the request; perhaps leader can.
+type tryNextError struct {
+	err    error
+	leader string
+}
+
+func (e *tryNextError) Error() string { return e.err.Error() }
+func (e *tryNextError) Unwrap() error { return e.err }
+
+// ask gives the request to one server.
+func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req call, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, req.patience)
+	defer cancel()
+	hr, err := http.NewRequestWithContext(ctx, req.method, "http://"+server+req.path, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	hr.Header.Set("Content-Type", "application/json")
+	resp, err := hc.Do(hr)
+	if err != nil {
+		return &tryNextError{err: fmt.Errorf("view server %s: %w", server, err)}
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
+	if err != nil || len(data) > maxReplyBytes {
+		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off or larger than %d bytes: %w", server, maxReplyBytes, err)}
+	}
+	if resp.StatusCode == http.StatusOK {
+		if req.out == nil {
+			return nil
+		}
+		if err := json.Unmarshal(data, req.out); err != nil {
+			return fmt.Errorf("%w: view server %s answers in another language: %w", ErrInternal, server, err)
+		}
+		return nil
+	}
+	var e errorBody
+	if err := json.Unmarshal(data, &e); err != nil || e.Code == "" {
+		return &tryNextError{err: fmt.Errorf("%s is no view server: HTTP status %s", server, resp.Status)}
+	}
+	err = decodeError(e)
+	if e.Code == codeNotLeader || errors.Is(err, ErrNoLeader) {
+		return &tryNextError{err: fmt.Errorf("view server %s: %s", server, e.Message), leader: e.Leader}
+	}
+	return err
+}
