@@ -9,8 +9,11 @@ import (
 
 // Errors of formatting and opening a replica's directory.
 var (
-	// ErrNotReplica is returned for a directory that holds no replica, or a half-formatted one.
+	// ErrNotReplica is returned for a directory that holds no replica, or one that lost its meta file.
 	ErrNotReplica = errors.New("not a replica directory; format it first")
+	// ErrHalfFormatted is the ErrNotReplica for what a Format that did not finish left: nothing that anybody relied
+	// on, and nothing in the way of another Format.
+	ErrHalfFormatted = fmt.Errorf("formatting did not finish: %w", ErrNotReplica)
 	// ErrExists is returned by Format for a directory that holds a replica already.
 	ErrExists = errors.New("directory holds a replica already; remove it by hand if its data is not needed")
 	// ErrNotEmpty is returned by Format for a directory with foreign files, or a replica that lost its meta file.

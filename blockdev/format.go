@@ -174,6 +174,39 @@ func defaultSalt(id Identity) uint64 {
 	return h.Sum64() | 1
 }
 
+// Remove deletes a replica that is not open, and its directory. A crash leaves the replica, or what Format and Remove
+// take for half-formatted: never a replica that lost a part.
+func Remove(fsys vfs.FS, dir string) error {
+	if err := remove(fsys, dir); err != nil {
+		return fmt.Errorf("blockdev: remove %s: %w", dir, err)
+	}
+	return nil
+}
+
+func remove(fsys vfs.FS, dir string) error {
+	names, err := fsys.List(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if slices.Contains(names, metaName) {
+		if err := fsys.Rename(path.Join(dir, metaName), path.Join(dir, metaNewName)); err != nil {
+			return err
+		}
+		if err := fsys.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	if err := clearHalfFormatted(fsys, dir); err != nil {
+		return err
+	}
+	if err := fsys.RemoveAll(dir); err != nil {
+		return err
+	}
+	return fsys.SyncDir(path.Dir(dir))
+}
+
 // clearHalfFormatted removes what an unfinished Format left, and nothing else.
 func clearHalfFormatted(fsys vfs.FS, dir string) error {
 	names, err := fsys.List(dir)
@@ -183,11 +216,7 @@ func clearHalfFormatted(fsys vfs.FS, dir string) error {
 	if slices.Contains(names, metaName) {
 		return ErrExists
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { return n == lockName })
-	if len(names) == 0 {
-		return nil
-	}
-	if !slices.Contains(names, metaNewName) {
+	if !halfFormatted(names) {
 		return ErrNotEmpty
 	}
 	// The mark goes last: until then the directory is recognised as half-formatted.
@@ -202,6 +231,15 @@ func clearHalfFormatted(fsys vfs.FS, dir string) error {
 		}
 	}
 	return nil
+}
+
+// halfFormatted tells from the names in a directory whether there is no more in it than an unfinished Format leaves, at
+// most an empty directory with a lock.
+func halfFormatted(names []string) bool {
+	if slices.Contains(names, metaName) {
+		return false
+	}
+	return slices.Contains(names, metaNewName) || !slices.ContainsFunc(names, func(n string) bool { return n != lockName })
 }
 
 func createSparse(fsys vfs.FS, name string, size int64) error {

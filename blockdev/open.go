@@ -97,10 +97,15 @@ func (s *Store) setMarks(c checkpoint) {
 
 func (s *Store) openFiles() error {
 	names, err := s.o.FS.List(s.o.Dir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !slices.Contains(names, metaName) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return ErrNotReplica
-	} else if err != nil {
+	case err != nil:
 		return err
+	case halfFormatted(names):
+		return ErrHalfFormatted
+	case !slices.Contains(names, metaName):
+		return ErrNotReplica
 	}
 	s.lock, err = s.o.FS.Lock(path.Join(s.o.Dir, lockName))
 	if errors.Is(err, vfs.ErrLocked) {

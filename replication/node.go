@@ -194,21 +194,29 @@ func (n *Node) shut() error {
 }
 
 // openReplicas opens what is in the data directory. A replica that cannot be opened is reported and left alone, so
-// that the others serve on; a node none of whose replicas can be opened does not start.
+// that the others serve on; a node none of whose replicas can be opened does not start. A half-formatted one is none:
+// the node was killed while it was made, or removed.
 func (n *Node) openReplicas() error {
 	ids, err := n.home.volumes()
 	if err != nil {
 		return err
 	}
 	var errs []error
+	opened := 0
 	for _, id := range ids {
-		if err := n.openReplica(id, viewsvc.Volume{}); err != nil {
+		err := n.openReplica(id, viewsvc.Volume{})
+		if errors.Is(err, blockdev.ErrHalfFormatted) {
+			continue // the view service never heard of it, or has deleted it; it orders a new one if it wants one
+		}
+		if err != nil {
 			err = fmt.Errorf("node: replica in %s: %w", n.home.volumeDir(id), err)
 			errs = append(errs, err)
 			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: string(id), Err: err})
+			continue
 		}
+		opened++
 	}
-	if len(errs) > 0 && len(errs) == len(ids) {
+	if len(errs) > 0 && opened == 0 {
 		return errs[0]
 	}
 	return nil
@@ -273,7 +281,7 @@ func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
 	if err := r.Close(); err != nil {
 		n.opts.OnEvent(Event{Kind: EventStorage, Volume: v.Name, Err: err}) // it is going to be removed all the same
 	}
-	if err := n.opts.FS.RemoveAll(n.home.volumeDir(v.ID)); err != nil {
+	if err := blockdev.Remove(n.opts.FS, n.home.volumeDir(v.ID)); err != nil {
 		return fmt.Errorf("node: remove the replica of deleted volume %s: %w", v.Name, err)
 	}
 	n.opts.OnEvent(Event{Kind: EventDeleted, Volume: v.Name, Replica: r.ID()})

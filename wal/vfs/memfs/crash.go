@@ -200,6 +200,7 @@ func (m *FS) nodes() map[*node]bool {
 	visit(m.root)
 	for _, c := range m.names {
 		for _, l := range c.links {
+			visit(l.dir) // it may have been removed, with the change still pending
 			visit(l.node)
 		}
 	}
