@@ -439,10 +439,16 @@ func TestBlankDiskUnderAnOldNameIsANewReplica(t *testing.T) {
 	if r.view().Has(lost) {
 		t.Error("the lost replica is back in the view")
 	}
+	made := v.assignment("n1").Replica
 	n.Replicas = append(n.Replicas, ReplicaReport{Volume: vol, Replica: lost, Role: RoleBackup})
 	r.ticks(3)
 	if v.present(lost) {
 		t.Error("a node that has two copies supersedes the one in the view")
+	}
+	n.Replicas = nil // this time the home is not empty: the copy may only be unplugged
+	r.ticks(testOptions.RecruitAfter / 2)
+	if !v.present(made) {
+		t.Error("a copy made since is given up at once")
 	}
 }
 
@@ -781,6 +787,25 @@ func TestFailedCommandIsNotRepeatedAtOnce(t *testing.T) {
 	if want := []uint64{0, 2, 6, 14, 30}; !slices.Equal(got, want) {
 		t.Errorf("tried at ticks %v, want %v", got, want)
 	}
+}
+
+// A primary's last proposal can be committed while its replacement is under way.
+func TestOvertakenPromotionIsPlannedAnewAtOnce(t *testing.T) {
+	r := newRig(t, "n1", "n2", "n3")
+	r.create(3)
+	r.ticks(3)
+	r.recruit()
+	v := r.view()
+	last := Proposal{Volume: vol, Expect: 2, Tenure: v.Tenure, From: v.Primary, Kind: KindRemove, Primary: v.Primary, Backups: v.Backups[:1]}
+	r.reject = func(c Command) error {
+		if c.Op != OpView {
+			return nil
+		}
+		r.reject = nil
+		return r.apply(Command{Op: OpView, Proposal: &last})
+	}
+	r.die("n1")
+	r.want(4, "n2")
 }
 
 func TestCrashLoopingPrimaryIsResumedEverMoreSlowly(t *testing.T) {
