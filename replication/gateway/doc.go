@@ -44,8 +44,8 @@
 //  3. The upstream connection's reader hands answers back in bursts. Under one hold of the lock they leave the
 //     flight, which may make others ready; then they are completed to the front connection.
 //
-// A session has one goroutine beside these two readers. It is at work only while there is no usable connection, or
-// when a request that had to wait became ready.
+// A session has one goroutine beside these two readers, which connects and replays; while a primary answers it sleeps.
+// A request that had to wait is sent by whoever made it ready: the reader of any session of the volume.
 //
 // # Rules
 //

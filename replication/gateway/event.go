@@ -17,7 +17,7 @@ const (
 	EventRoute                          // a volume in use has another primary: View, Addr ("" while there is none)
 	EventUp                             // a session is connected: Addr; Requests were sent again; After is how long it was not
 	EventDown                           // a session lost its connection: Addr, Err; Requests are kept
-	EventRetry                          // connecting failed, for the first time or for another reason than before: Err
+	EventRetry                          // connecting failed, for the first time since the session was up or the route moved: Err
 	EventExpired                        // Requests were answered with an I/O error, having waited for Timeout
 	EventFencing                        // a session ended with Requests on their way that may still change the disk (G5)
 	EventFenced                         // they cannot any more; After is how long their ranges were kept

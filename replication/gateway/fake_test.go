@@ -136,6 +136,7 @@ type fakeNode struct {
 	barred  string // a session that is refused
 	paused  bool   // requests are received and not carried out
 	mute    bool   // requests are carried out and not answered
+	halfway bool   // those that change the disk are carried out and not answered; reads are answered
 	arrived []blockdev.Request
 	ids     []blockdev.SessionID // of attachments
 	clients map[*fakeSession]blockdev.Client
@@ -285,8 +286,11 @@ func (s *fakeSession) Submit(burst []*blockdev.Request) {
 	}
 	d.mu.Unlock()
 	n.mu.Lock()
-	mute := n.mute
+	mute, halfway := n.mute, n.halfway
 	n.mu.Unlock()
+	if halfway {
+		s.done = slices.DeleteFunc(s.done, func(r *blockdev.Request) bool { return r.Op.Mutates() })
+	}
 	if !mute && len(s.done) > 0 {
 		s.client.Complete(s.done)
 	}

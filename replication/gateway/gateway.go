@@ -13,6 +13,7 @@ import (
 
 	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
+	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
 )
 
@@ -204,7 +205,7 @@ func (g *Gateway) List(ctx context.Context) ([]nbd.ExportInfo, error) {
 
 // Open resolves a volume's name. It implements nbd.Exporter.
 func (g *Gateway) Open(ctx context.Context, name string) (nbd.Export, error) {
-	if name == "" || strings.Contains(name, "?") { // the mark is exportname's
+	if _, id, err := exportname.Parse(name); err != nil || id != (blockdev.SessionID{}) {
 		return nbd.Export{}, fmt.Errorf("gateway: %q is no volume's name: %w", name, nbd.ErrUnknownExport)
 	}
 	st, err := g.resolve(ctx, name)

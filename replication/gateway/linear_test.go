@@ -14,8 +14,8 @@ import (
 )
 
 // TestBlocksStayLinearizableOverFailovers lets several clients write and read the same few blocks while primaries
-// carry requests out without answering them, and are replaced. With overlapping writes in flight together, a replay
-// would bring back what had been overwritten.
+// carry writes out without answering them, show them to readers, and are replaced. With overlapping writes in flight
+// together, a replay would bring back what had been read, overwritten, and read again.
 func TestBlocksStayLinearizableOverFailovers(t *testing.T) {
 	const clients, workers, rounds, blocks = 3, 3, 60, 4
 	seed := uint64(time.Now().UnixNano())
@@ -28,8 +28,8 @@ func TestBlocksStayLinearizableOverFailovers(t *testing.T) {
 		for i := 1; ; i++ {
 			old := c.nodes[(i-1)%2]
 			for _, step := range []func(){
-				func() { old.set(func() { old.mute = true }) },
-				func() { old.depose(); c.moveTo(i % 2); old.set(func() { old.mute = false }) },
+				func() { old.set(func() { old.halfway = true }) },
+				func() { old.depose(); c.moveTo(i % 2); old.set(func() { old.halfway = false }) },
 			} {
 				select {
 				case <-stop:

@@ -64,7 +64,7 @@ type session struct {
 	generation uint64 // of the newest connection
 	retry      backoff
 	tried      *route    // the last route that was tried
-	trouble    string    // the last failure to connect that was told
+	told       *route    // the one to which failing to connect was told
 	downSince  time.Time // when the last connection was lost, or the session began
 	batch      []*blockdev.Request
 

@@ -13,8 +13,8 @@ import (
 )
 
 // How long a session waits between attempts to connect: longer each time, each time by chance somewhat less, so that
-// the sessions of a dead primary do not come in step. The growth is slow: a primary that opens
-// while a session waits is found after about half as long again as it took to open, at worst.
+// the sessions of a dead primary do not come in step. The growth is slow: a primary that opens while a session waits is
+// found after about half as long again as it took to open, at worst.
 const (
 	backoffMin    = 5 * time.Millisecond
 	backoffMax    = 500 * time.Millisecond
@@ -145,7 +145,7 @@ func (s *session) reach(ctx context.Context) (*nbd.Conn, *route, error) {
 		s.expire()
 		conn, err := s.dial(ctx, r)
 		if err == nil {
-			s.trouble = ""
+			s.told = nil
 			return conn, r, nil
 		}
 		if ctx.Err() != nil {
@@ -154,8 +154,8 @@ func (s *session) reach(ctx context.Context) (*nbd.Conn, *route, error) {
 		if r.over.Err() != nil {
 			continue // there is another route already
 		}
-		if err.Error() != s.trouble {
-			s.trouble = err.Error()
+		if s.told != r {
+			s.told = r
 			s.v.g.emit(Event{Kind: EventRetry, Volume: s.v.name, Session: s.name, Generation: s.generation, Addr: r.addr, Err: err})
 		}
 		s.pause(ctx, news)
