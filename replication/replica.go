@@ -99,8 +99,13 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 			return nil, fmt.Errorf("replication: protocol state of replica %s is unreadable: %w", id.Replica, err)
 		}
 	}
-	if o.Volume.ID != "" {
+	switch {
+	case o.Volume.ID != "":
 		hard.Volume = o.Volume
+	case len(o.Store.Protocol()) == 0:
+		// The node was killed between the making of the replica and its first save, just below. It never took part in
+		// anything; orders will say the rest.
+		hard.Volume = viewsvc.Volume{ID: viewsvc.VolumeID(id.Volume), Name: id.VolumeName, Size: id.Size, Sync: viewsvc.SyncAlways}
 	}
 	if string(hard.Volume.ID) != id.Volume {
 		return nil, fmt.Errorf("replication: replica %s belongs to volume %s, not %s", id.Replica, id.Volume, hard.Volume.ID)
