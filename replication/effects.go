@@ -59,6 +59,7 @@ func (r *Replica) settle(a *after) {
 		case EffectServe:
 			r.event(a, Event{Kind: EventState})
 			r.work.Broadcast()
+			r.idle.Broadcast() // to clients that wait in Attach
 		case EffectConfirm:
 			r.confirm(a, e.Nonce)
 		case EffectReads:
@@ -189,4 +190,5 @@ func (r *Replica) stepDown(a *after) {
 	r.readQueue = nil
 	r.beginView = viewsvc.View{}
 	r.askSync = false
+	r.idle.Broadcast() // to clients that wait in Attach
 }

@@ -48,9 +48,10 @@ func (r *Replica) Geometry() blockdev.Geometry {
 
 // Attach implements blockdev.Device. Older generations of the same session are fenced under the lock that orders
 // requests, before Attach returns (hazard: a late original overtaking its replay).
-func (r *Replica) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
 	s := &session{r: r, id: id, client: c}
 	r.mu.Lock()
+	r.awaitOpen(ctx)
 	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() {
 		r.mu.Unlock()
 		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, blockdev.ErrNotPrimary)
@@ -73,6 +74,23 @@ func (r *Replica) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Cl
 		old.client.Abort(blockdev.ErrSessionClosed)
 	}
 	return s, nil
+}
+
+// awaitOpen waits, with mu held, for a new primary to open: its clients are on their way already, and that is a matter
+// of milliseconds.
+func (r *Replica) awaitOpen(ctx context.Context) {
+	if r.core.State() != StateOpening {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() {
+		r.mu.Lock()
+		r.idle.Broadcast()
+		r.mu.Unlock()
+	})
+	defer stop()
+	for r.core.State() == StateOpening && !r.closed && ctx.Err() == nil {
+		r.idle.Wait()
+	}
 }
 
 // fenceLocked ends the session. When it returns nothing more of it is ordered, and nobody but the list of pending
