@@ -31,8 +31,15 @@ func (c *Core) require() {
 			c.peerOf(r).required = true
 		}
 	}
-	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool {
+	for _, p := range c.peers {
 		p.required = c.view.Has(p.id)
+	}
+	c.dropPeers()
+}
+
+// dropPeers forgets the peers that are neither in R nor to be recruited. EffectTargets has to follow.
+func (c *Core) dropPeers() {
+	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool {
 		return !p.required && !slices.Contains(c.recruits, p.id)
 	})
 }
@@ -78,9 +85,7 @@ func (c *Core) Recruits(ids []viewsvc.ReplicaID) {
 			c.peerOf(r)
 		}
 	}
-	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool {
-		return !p.required && !slices.Contains(c.recruits, p.id)
-	})
+	c.dropPeers()
 	c.emit(Effect{Kind: EffectTargets})
 }
 
@@ -171,8 +176,8 @@ func (c *Core) Acked(a Ack) error {
 
 // advance moves the commit point: the minimum over R of what counts.
 func (c *Core) advance() {
-	if !c.state.Primary() {
-		return
+	if !c.state.Primary() || c.state == StateOpening && c.openAt == 0 {
+		return // before the VIEW record has its place, what followed the primary before may still cut the log
 	}
 	commit, stable := c.durable, c.durable
 	if c.CommitsWritten() {

@@ -13,7 +13,7 @@ func (c *Core) removeSilent() {
 	var stay []viewsvc.ReplicaID
 	for _, p := range c.peers {
 		gone := p.silent > peerDeadTicks || p.refused
-		if p.required && !gone {
+		if c.view.Has(p.id) && !gone { // a learner that is to join is no member to keep
 			stay = append(stay, p.id)
 		}
 	}
@@ -63,6 +63,8 @@ func (c *Core) leaveR() {
 		return
 	}
 	p.required, c.joining = false, ""
+	c.dropPeers()
+	c.emit(Effect{Kind: EffectTargets})
 	c.advance()
 	c.answerReads()
 }
@@ -138,6 +140,7 @@ func (c *Core) ProposalRefused(p *viewsvc.Proposal) {
 	default:
 		c.proposal, c.asked, c.successor, c.joining = nil, false, "", ""
 		c.require()
+		c.emit(Effect{Kind: EffectTargets})
 		c.advance()
 		c.answerReads()
 	}
