@@ -75,7 +75,9 @@ func TestKillWhileAReplicaIsMadeDoesNoHarm(t *testing.T) {
 		}
 		c.Node(victim).Kill()
 		must(t, c.Node(victim).Start())
+		began := time.Now()
 		must(t, c.AwaitSafe(t.Context()))
+		t.Logf("killed when there was a %s: safe again after %v", pattern, time.Since(began).Round(time.Millisecond))
 	}
 	run.stop()
 	verify(t, c.URI, ledger)
