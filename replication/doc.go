@@ -41,6 +41,8 @@
 //	Append    primary  commit LSN and one frame                    Ack
 //	Confirm   primary  commit LSN, nonce; may ask for a sync       Ack with the nonce
 //	View      primary  the next view of the same tenure
+//	Fetch     primary  a block's number, on a connection of its own  Block
+//	Block     backup   its content as of an LSN
 //	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce
 //
 // # Steps
@@ -63,7 +65,9 @@
 //     seen (I8).
 //  5. Remove. A primary that cannot reach a member proposes the view without it, and goes on waiting for that member
 //     until such a view is received.
-//  6. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
+//  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
+//     point; the store refuses it if the block may have changed since, and it is fetched again.
+//  7. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
 //
 // # Invariants
 //

@@ -188,7 +188,7 @@ func (f *follower) begin(m msg) error {
 		if !f.started {
 			return fmt.Errorf("%w: type %d before the start of a stream", errWire, m.Type)
 		}
-	case msgHello, msgWelcome, msgStale, msgView, msgAck:
+	case msgHello, msgWelcome, msgStale, msgView, msgAck, msgFetch, msgBlock:
 		return fmt.Errorf("%w: type %d from a primary", errWire, m.Type)
 	}
 	return nil
@@ -226,7 +226,7 @@ func (f *follower) handle(m msg, body []byte) error {
 		f.bytes += len(body)
 		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
 	case msgCopyDone:
-		return f.onCopyDone()
+		return f.onCopyDone(m.Commit)
 	case msgAppend:
 		return f.onAppend(m, body)
 	case msgConfirm:
@@ -318,8 +318,9 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 }
 
 // onCopyDone makes the copied image count.
-func (f *follower) onCopyDone() error {
+func (f *follower) onCopyDone(commit wal.LSN) error {
 	r := f.r
+	f.follow(commit)
 	if err := f.sync(); err != nil {
 		return err
 	}

@@ -330,9 +330,9 @@ func (n *Node) servePeer(c net.Conn) {
 	default:
 		return // too many strangers
 	}
-	h, rd, err := readHello(c)
+	h, rd, err := n.greeting(c)
 	<-n.greet
-	if err != nil {
+	if err != nil || rd == nil {
 		return // the view service probes whether somebody listens, and anybody may connect: not worth a word
 	}
 	r := n.replicaOf(h.Volume.ID)
@@ -345,16 +345,31 @@ func (n *Node) servePeer(c net.Conn) {
 	n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From, Err: err})
 }
 
-func readHello(c net.Conn) (hello, *reader, error) {
-	var h hello
+// greeting reads the first message. A Fetch is answered here; a Hello is the caller's.
+func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
 	if err := c.SetReadDeadline(time.Now().Add(greetingTimeout)); err != nil {
 		return h, nil, err
 	}
-	rd := newReader(c)
-	if _, err := rd.nextJSON(msgHello, &h); err != nil {
+	rd = newReader(c)
+	m, body, err := rd.next()
+	switch {
+	case err != nil:
 		return h, nil, err
+	case m.Type == msgHello:
+		if err := decodeJSON(body, &h); err != nil {
+			return h, nil, err
+		}
+		return h, rd, c.SetReadDeadline(time.Time{})
+	case m.Type == msgFetch:
+		var f fetch
+		if err := decodeJSON(body, &f); err != nil {
+			return h, nil, err
+		}
+		if r := n.replicaOf(f.Volume); r != nil && r.ID() == f.To && f.Cluster == n.home.cluster() {
+			return h, nil, r.ServeFetch(c, f)
+		}
 	}
-	return h, rd, c.SetReadDeadline(time.Time{})
+	return h, nil, errWire
 }
 
 // exporter is a Node as an NBD server sees it.

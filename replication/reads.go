@@ -110,13 +110,13 @@ const maxKeptScratch = 1 << 20
 func (r *Replica) read(q *blockdev.Request, scratch []byte) ([]byte, error) {
 	first, end := blockSpan(q)
 	if q.Offset%blockdev.BlockSize == 0 && q.Length%blockdev.BlockSize == 0 {
-		return scratch, readError(r.store.Read(first, q.Data))
+		return scratch, readError(r.readRepaired(first, q.Data))
 	}
 	n := int(end-first) * blockdev.BlockSize
 	if cap(scratch) < n {
 		scratch = make([]byte, n)
 	}
-	if err := r.store.Read(first, scratch[:n]); err != nil {
+	if err := r.readRepaired(first, scratch[:n]); err != nil {
 		return scratch, readError(err)
 	}
 	copy(q.Data, scratch[q.Offset-first*blockdev.BlockSize:n])

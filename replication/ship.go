@@ -233,7 +233,7 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 // copyDone tells the learner that its image is whole with the log that it was sent.
 func (s *stream) copyDone(q *sendq) {
 	s.r.mu.Lock()
-	q.push(msg{Type: msgCopyDone, View: s.r.core.View().Num}, nil, nil)
+	q.push(msg{Type: msgCopyDone, View: s.r.core.View().Num, Commit: s.r.core.Commit()}, nil, nil)
 	s.r.mu.Unlock()
 	q.flush()
 }

@@ -24,7 +24,7 @@ import (
 //	10      2     zero
 //	12      4     length of the body
 //	16      8     view number of the sender
-//	24      8     a: Ack written LSN; Start common point; Region number
+//	24      8     a: Ack written LSN; Start common point; Region number; Block as-of LSN
 //	32      8     b: Ack durable LSN; Region as-of LSN; Start and Copy: the primary's log end
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
 //	48      8     nonce
@@ -57,6 +57,8 @@ const (
 	msgConfirm  msgType = 9
 	msgView     msgType = 10
 	msgAck      msgType = 11
+	msgFetch    msgType = 12
+	msgBlock    msgType = 13
 )
 
 // flagSync on a Confirm asks the peer to sync its log before it answers.
@@ -136,7 +138,7 @@ func parseMsg(b []byte) (msg, error) {
 		BodySum: le.Uint32(b[56:])}
 	limit := uint32(0)
 	switch m.Type {
-	case msgHello, msgWelcome, msgStale, msgCopy, msgView:
+	case msgHello, msgWelcome, msgStale, msgCopy, msgView, msgFetch, msgBlock:
 		limit = maxControlBody
 	case msgAppend:
 		limit = maxFrameBody
@@ -183,18 +185,6 @@ func (r *reader) next() (msg, []byte, error) {
 		return m, nil, fmt.Errorf("%w: body checksum of type %d", errWire, m.Type)
 	}
 	return m, body, nil
-}
-
-// nextJSON reads one message that has to be of type want, and decodes its body.
-func (r *reader) nextJSON(want msgType, v any) (msg, error) {
-	m, body, err := r.next()
-	if err != nil {
-		return m, err
-	}
-	if m.Type != want {
-		return m, fmt.Errorf("%w: type %d where %d was expected", errWire, m.Type, want)
-	}
-	return m, decodeJSON(body, v)
 }
 
 func decodeJSON(body []byte, v any) error {

@@ -1,0 +1,149 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"lockstep/blockdev"
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// A block of the primary's image that fails its checksum is fetched from a backup: a connection of its own carries
+// Fetch and is answered with Block, or closed. The backup's committed content is verified by its own checksum when it
+// is read; Store.Repair refuses it if the block may have changed since.
+
+// Limits of a repair.
+const (
+	repairTries   = 3
+	repairPause   = 150 * time.Millisecond // a backup hears of the newest commit with the next heartbeat
+	repairTimeout = 2 * time.Second        // for one backup
+)
+
+// fetch asks a member for a block.
+type fetch struct {
+	Cluster string            `json:"cluster"`
+	Volume  viewsvc.VolumeID  `json:"volume"`
+	From    viewsvc.ReplicaID `json:"from"`
+	To      viewsvc.ReplicaID `json:"to"`
+	View    viewsvc.ViewNum   `json:"view"`
+	Block   uint64            `json:"block"`
+}
+
+// errNoCopy ends a repair that found no good copy.
+var errNoCopy = errors.New("replication: no member has a good copy")
+
+// readRepaired reads committed data, and repairs what it finds bad as long as another member can help.
+func (r *Replica) readRepaired(block uint64, dst []byte) error {
+	return r.repairing(r.store.Read, block, dst)
+}
+
+// repairing is for either of the store's ways to read.
+func (r *Replica) repairing(read func(uint64, []byte) error, block uint64, dst []byte) error {
+	var last uint64
+	for first := true; ; first = false {
+		err := read(block, dst)
+		var bad *blockdev.CorruptBlockError
+		if err == nil || !errors.As(err, &bad) || bad.InLog || (!first && bad.Block == last) {
+			return err
+		}
+		if e := r.repair(bad.Block); e != nil {
+			return errors.Join(err, e)
+		}
+		last = bad.Block
+	}
+}
+
+// repair replaces a bad block of the image by a backup's.
+func (r *Replica) repair(block uint64) error {
+	err := errNoCopy
+	for try := range repairTries {
+		if try > 0 {
+			select {
+			case <-r.ctx.Done():
+				return r.ctx.Err()
+			case <-time.After(repairPause):
+			}
+		}
+		for _, f := range r.fetches(block) {
+			data, asOf, e := r.fetchBlock(f)
+			if e == nil {
+				if e = r.store.Repair(block, data, asOf); e == nil {
+					return nil
+				}
+			}
+			err = fmt.Errorf("replication: repair block %d from %s: %w", block, f.To, e)
+		}
+	}
+	return err
+}
+
+// fetches are the questions to ask, one for each backup.
+func (r *Replica) fetches(block uint64) []fetch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.core.View()
+	if v.Primary != r.id {
+		return nil
+	}
+	list := make([]fetch, len(v.Backups))
+	for i, b := range v.Backups {
+		list[i] = fetch{Cluster: r.opts.Cluster, Volume: v.Volume, From: r.id, To: b, View: v.Num, Block: block}
+	}
+	return list
+}
+
+func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, repairTimeout)
+	defer cancel()
+	r.mu.Lock()
+	addr := r.peers[f.To].Addr
+	r.mu.Unlock()
+	conn, err := r.opts.Dial(ctx, addr)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(repairTimeout)); err != nil {
+		return nil, 0, err
+	}
+	if _, err := conn.Write(msg{Type: msgFetch, View: f.View}.encodeJSON(f)); err != nil {
+		return nil, 0, err
+	}
+	m, body, err := newReader(conn).next()
+	if err != nil {
+		return nil, 0, err
+	}
+	if m.Type != msgBlock || len(body) != blockdev.BlockSize {
+		return nil, 0, fmt.Errorf("%w: type %d of %d bytes in answer to a fetch", errWire, m.Type, len(body))
+	}
+	return body, wal.LSN(m.A), nil
+}
+
+// ServeFetch answers a primary that repairs a block. Only the present view's primary is answered, and only by a backup:
+// a learner may lack what is committed.
+func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
+	r.mu.Lock()
+	ok := !r.closed && r.core.State() == StateBackup && r.core.Accepts(f.From, f.View)
+	if ok {
+		r.wg.Add(1) // the store stays open
+	}
+	r.mu.Unlock()
+	if !ok {
+		return errStaleView
+	}
+	defer r.wg.Done()
+	if err := conn.SetDeadline(time.Now().Add(repairTimeout)); err != nil {
+		return err
+	}
+	asOf := r.store.Marks().Committed // before the block is read
+	data := make([]byte, blockdev.BlockSize)
+	if err := r.store.Read(f.Block, data); err != nil {
+		return err
+	}
+	_, err := conn.Write(msg{Type: msgBlock, View: f.View, A: uint64(asOf)}.encode(data))
+	return err
+}
