@@ -1,0 +1,201 @@
+package replication
+
+import (
+	"testing"
+
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// The random walk (walk_test.go) shows that the rules hold together; these tests pin down single ones that it meets too
+// rarely to be sure of.
+
+func testView(num, tenure viewsvc.ViewNum, primary viewsvc.ReplicaID, backups ...viewsvc.ReplicaID) viewsvc.View {
+	return viewsvc.View{Volume: "v", Num: num, Tenure: tenure, Primary: primary, Backups: backups}
+}
+
+// openPrimary is a core of replica a that took office in v and opened, all of its backups being at its log's end.
+func openPrimary(t *testing.T, v viewsvc.View) *Core {
+	t.Helper()
+	c := NewCore(Config{Self: "a", Volume: "v"}, Start{})
+	c.Observe(v)
+	c.TenureBegun(v.Tenure, 1)
+	c.Durable(1)
+	for i, b := range v.Backups {
+		c.PeerUp(b, uint64(i+1), false)
+		mustAck(t, c, Ack{From: b, Stream: uint64(i + 1), View: v.Num, Tenure: v.Tenure, Written: 1, Durable: 1})
+	}
+	if c.State() != StateOpen {
+		t.Fatalf("state %v after everybody has the VIEW record", c.State())
+	}
+	c.Effects()
+	return c
+}
+
+func mustAck(t *testing.T, c *Core, a Ack) {
+	t.Helper()
+	if err := c.Acked(a); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// has tells whether the core wants an effect.
+func has(c *Core, k EffectKind) bool {
+	for _, e := range c.Effects() {
+		if e.Kind == k {
+			return true
+		}
+	}
+	return false
+}
+
+func TestAckOfAnotherTenureDoesNotCount(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	c.Durable(5)
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 2, Tenure: 2, Written: 5, Durable: 5})
+	if c.Commit() != 1 {
+		t.Errorf("a backup that has left for tenure 2 moved commit to %d", c.Commit())
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 2, Tenure: 1, Written: 5, Durable: 5})
+	if c.Commit() != 5 {
+		t.Errorf("a backup that heard of view 2 of the same tenure first does not count: commit %d", c.Commit())
+	}
+}
+
+func TestNothingIsCarriedIntoANewTenure(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	c.Durable(5)
+	// b was primary of view 2, which this replica never heard of, and may have cut its log since.
+	c.Observe(testView(3, 3, "a", "b"))
+	if !has(c, EffectStepDown) || c.State() != StateOpening {
+		t.Fatalf("state %v: the sessions of tenure 1 went on", c.State())
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 3, Tenure: 3, Written: 5, Durable: 5})
+	c.TenureBegun(3, 6)
+	c.Durable(6)
+	if c.Commit() != 1 {
+		t.Errorf("an ack of tenure 1's stream moved commit to %d", c.Commit())
+	}
+}
+
+func TestNothingIsCommittedBeforeTheViewRecordHasItsPlace(t *testing.T) {
+	// The stream of the former primary may be about to cut what this replica holds.
+	c := NewCore(Config{Self: "a", Volume: "v"}, Start{View: testView(1, 1, "b", "a"), End: 7, Commit: 3})
+	c.Observe(testView(2, 2, "a"))
+	c.Durable(7)
+	if c.Commit() != 3 {
+		t.Fatalf("commit %d before the VIEW record has an LSN", c.Commit())
+	}
+	c.CutTo(3)
+	c.TenureBegun(2, 4)
+	c.Durable(4)
+	if c.Commit() != 4 || c.State() != StateOpen {
+		t.Errorf("commit %d, state %v", c.Commit(), c.State())
+	}
+}
+
+func TestRemovalNeverNamesALearner(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	c.Recruits([]viewsvc.ReplicaID{"c"})
+	c.PeerUp("c", 9, false)
+	mustAck(t, c, Ack{From: "c", Stream: 9, View: 1, Tenure: 1})
+	c.Durable(2) // c is close, but lacks what b has
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 2, Durable: 2})
+	c.Tick()
+	if !c.Joining() {
+		t.Fatal("the learner does not join")
+	}
+	c.PeerDown("b", 1, true)
+	c.Effects()
+	c.Tick()
+	for _, e := range c.Effects() {
+		if e.Kind == EffectPropose {
+			if e.Proposal.Kind != viewsvc.KindRemove || len(e.Proposal.Backups) != 0 {
+				t.Errorf("asked to %s with backups %v", e.Proposal.Kind, e.Proposal.Backups)
+			}
+			return
+		}
+	}
+	t.Error("the dead backup is not proposed for removal while a learner joins")
+}
+
+func TestDroppedPeerLosesItsStream(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a"))
+	c.Recruits([]viewsvc.ReplicaID{"c"})
+	c.PeerUp("c", 9, false)
+	mustAck(t, c, Ack{From: "c", Stream: 9, View: 1, Tenure: 1, Written: 1, Durable: 1})
+	c.Tick()
+	if c.proposal == nil {
+		t.Fatal("the learner is not proposed")
+	}
+	c.Recruits(nil)
+	c.Effects()
+	c.ProposalRefused(c.proposal)
+	if len(c.Targets()) != 0 || !has(c, EffectTargets) {
+		t.Error("the stream to a learner that nobody wants any more stays")
+	}
+}
+
+func TestReadIsConfirmedByAllOfRInThePresentView(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b", "c"))
+	ticket, now := c.ReadTicket()
+	if now {
+		t.Fatal("a primary with backups answers a read by itself")
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1, Nonce: ticket})
+	mustAck(t, c, Ack{From: "c", Stream: 2, View: 2, Tenure: 1, Written: 1, Durable: 1, Nonce: ticket})
+	if has(c, EffectReads) {
+		t.Error("a confirmation of another view counts")
+	}
+	mustAck(t, c, Ack{From: "c", Stream: 2, View: 1, Tenure: 1, Written: 1, Durable: 1, Nonce: ticket})
+	if !has(c, EffectReads) {
+		t.Error("the read is not answered after all have confirmed")
+	}
+}
+
+func TestImpossibleAckEndsTheStream(t *testing.T) {
+	for name, a := range map[string]Ack{
+		"goes back":               {Written: 0, Durable: 0},
+		"durable beyond written":  {Written: 3, Durable: 4},
+		"a nonce that nobody had": {Written: 3, Durable: 3, Nonce: 99},
+	} {
+		c := openPrimary(t, testView(1, 1, "a", "b"))
+		a.From, a.Stream, a.View, a.Tenure = "b", 1, 1, 1
+		if c.Acked(a) == nil {
+			t.Errorf("an ack that %s is taken", name)
+		}
+	}
+}
+
+func TestGreetingAloneIsNoSignOfLife(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	for i := range wal.LSN(peerDeadTicks + 2) {
+		c.PeerUp("b", uint64(10+i), false) // it greets, and fails
+		c.Tick()
+	}
+	if c.proposal == nil || c.proposal.Kind != viewsvc.KindRemove {
+		t.Error("a member that greets and never answers is waited for for ever")
+	}
+}
+
+func TestFirstDelayedAnswerDoesNotShrinkR(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a"))
+	c.Recruits([]viewsvc.ReplicaID{"b"})
+	c.PeerUp("b", 1, false)
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1})
+	c.Tick()
+	p := c.proposal
+	c.ProposalLost(p) // it may be on its way still
+	for range retryTicks + 1 {
+		c.Tick()
+	}
+	c.ProposalRefused(p) // the second try
+	c.Durable(2)
+	if c.Commit() == 2 {
+		t.Error("committed without a replica that may be a member by now (I8)")
+	}
+	c.Observe(testView(2, 1, "a"))
+	if c.Commit() != 2 {
+		t.Error("a newer view settles it, and did not")
+	}
+}
