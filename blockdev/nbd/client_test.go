@@ -333,6 +333,40 @@ func TestStuckServerHoldsUpNeitherSubmitNorClose(t *testing.T) {
 	}
 }
 
+// An answer to a request that the server cannot have read is no answer: a write that was not sent is not acknowledged.
+func TestAnswerToAnUnsentRequestIsAProtocolError(t *testing.T) {
+	const n = 64
+	for name, first := range map[string]int{"never begun": n - 1, "sent in part": 0} {
+		t.Run(name, func(t *testing.T) {
+			submitted := make(chan struct{})
+			addr := fakeServer(t, func(r *raw) {
+				r.letIn()
+				<-submitted // without reading any of it: what fits in the sockets' buffers is sent
+				for slot := first; slot < n; slot++ {
+					r.nc.Write(wire(uint32(magicSimple), uint32(0), 1<<32|uint64(slot)))
+				}
+				io.Copy(io.Discard, r.nc)
+			})
+			c, err := nbd.Dial(context.Background(), addr, nbd.ClientOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newRecorder()
+			c.Start(h)
+			for range n {
+				c.Submit([]*blockdev.Request{{Op: blockdev.OpWrite, Length: 1 << 20, Data: make([]byte, 1<<20)}})
+			}
+			close(submitted)
+			if err := within(t, "Closed", h.closed); !errors.Is(err, nbd.ErrProtocol) {
+				t.Errorf("Closed(%v)", err)
+			}
+			if done := h.count(); done > 24 || first > 0 && done > 0 {
+				t.Errorf("%d of %d writes acknowledged, unsent ones among them", done, n)
+			}
+		})
+	}
+}
+
 // More requests than slots wait their turn, in order; a handler may submit from Complete.
 func TestRequestsWaitForSlotsInOrder(t *testing.T) {
 	const n = 500

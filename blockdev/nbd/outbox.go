@@ -105,10 +105,24 @@ func (o *outbox) run(stop <-chan struct{}) {
 		}
 		o.mu.Lock()
 		for o.head != nil && o.dead == nil {
-			o.roundLocked(o.sock.waitWrite)
+			if o.sock.raw == nil {
+				o.roundLocked(o.sock.blockingWrite)
+			} else if o.roundLocked(o.sock.tryWrite) {
+				o.waitLocked()
+			}
 		}
 		o.stopWritingLocked()
 		o.mu.Unlock()
+	}
+}
+
+// waitLocked waits until the socket is not full any more.
+func (o *outbox) waitLocked() {
+	o.mu.Unlock()
+	err := o.sock.waitWritable()
+	o.mu.Lock()
+	if err != nil {
+		o.dieLocked(err)
 	}
 }
 

@@ -11,10 +11,12 @@ import (
 // maxVectors is how many buffers one writev takes (IOV_MAX).
 const maxVectors = 1024
 
-// socket writes to a connection, with or without waiting. One goroutine writes at a time (see outbox).
+// socket writes to a connection without waiting, and waits without writing. One goroutine at a time uses it (see
+// outbox).
 //
 // net.Buffers would wait for the socket; a committer must not (N3). So the non-blocking writev is done here, through
-// the connection's syscall.RawConn. A connection without one (net.Pipe, TLS) takes nothing without waiting.
+// the connection's syscall.RawConn. A connection without one (net.Pipe, TLS) takes nothing without waiting, and is
+// written to by the writer goroutine only.
 type socket struct {
 	nc  net.Conn
 	raw syscall.RawConn // nil: nc is not a socket of the kernel
@@ -25,7 +27,8 @@ type socket struct {
 	n     int
 	errno unix.Errno
 	once  func(fd uintptr) bool
-	wait  func(fd uintptr) bool
+	poll  []unix.PollFd
+	ready func(fd uintptr) bool
 }
 
 func newSocket(nc net.Conn) (*socket, error) {
@@ -46,7 +49,8 @@ func newSocket(nc net.Conn) (*socket, error) {
 	s.raw = raw
 	s.iov = make([]unix.Iovec, 0, 64)
 	s.once = func(fd uintptr) bool { s.writev(fd); return true }
-	s.wait = func(fd uintptr) bool { s.writev(fd); return s.n > 0 || s.errno != 0 }
+	s.poll = make([]unix.PollFd, 1)
+	s.ready = s.pollWritable
 	return s, nil
 }
 
@@ -56,20 +60,6 @@ func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 	if s.raw == nil {
 		return 0, nil
 	}
-	return s.write(bufs, s.once)
-}
-
-// waitWrite waits until the socket takes something. Closing the connection ends the wait.
-func (s *socket) waitWrite(bufs [][]byte) (int, error) {
-	if s.raw == nil {
-		b := net.Buffers(bufs)
-		n, err := b.WriteTo(s.nc)
-		return int(n), err
-	}
-	return s.write(bufs, s.wait)
-}
-
-func (s *socket) write(bufs [][]byte, how func(uintptr) bool) (int, error) {
 	s.iov = s.iov[:0]
 	for _, b := range bufs {
 		v := unix.Iovec{Base: unsafe.SliceData(b)}
@@ -77,13 +67,30 @@ func (s *socket) write(bufs [][]byte, how func(uintptr) bool) (int, error) {
 		s.iov = append(s.iov, v)
 	}
 	s.n, s.errno = 0, 0
-	if err := s.raw.Write(how); err != nil {
+	if err := s.raw.Write(s.once); err != nil {
 		return 0, err
 	}
 	if s.errno != 0 {
 		return 0, s.errno
 	}
 	return s.n, nil
+}
+
+// waitWritable waits until the socket takes something; then tryWrite is worth while. Closing the connection ends the wait.
+func (s *socket) waitWritable() error { return s.raw.Write(s.ready) }
+
+// pollWritable asks the kernel; if the answer is no, the runtime waits for a change and calls again.
+func (s *socket) pollWritable(fd uintptr) bool {
+	s.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+	n, err := unix.Poll(s.poll, 0)
+	return n > 0 || err != nil && err != unix.EINTR
+}
+
+// blockingWrite sends all on a connection that is no socket of the kernel.
+func (s *socket) blockingWrite(bufs [][]byte) (int, error) {
+	b := net.Buffers(bufs)
+	n, err := b.WriteTo(s.nc)
+	return int(n), err
 }
 
 // writev does one system call on a non-blocking descriptor.

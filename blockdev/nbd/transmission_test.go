@@ -147,6 +147,27 @@ func TestDeviceErrorsAreMapped(t *testing.T) {
 	}
 }
 
+// The range is checked before the device sees it, with offsets at which sums overflow too.
+func TestDeviceNeverSeesRequestsOutOfRange(t *testing.T) {
+	r, s := attachPuppet(t, testSize, nbd.ServerOptions{})
+	n := uint64(0)
+	for _, kind := range []uint16{cmdRead, cmdTrim, cmdCache, cmdZeroes} {
+		for _, offset := range []uint64{testSize - 511, testSize, 1 << 63, 1<<64 - 512, 1<<64 - 1} {
+			r.request(0, kind, n, offset, 512)
+			errno := uint32(einval)
+			if kind == cmdZeroes {
+				errno = enospc
+			}
+			r.wantSimple(errno, n)
+			n++
+		}
+	}
+	r.request(0, cmdFlush, n, 0, 0)
+	if got := s.take(t, 1); got[0].Op != blockdev.OpFlush {
+		t.Fatalf("the device got %v at %d", got[0].Op, got[0].Offset)
+	}
+}
+
 // What the device is given is what the client sent, and flags that mean something arrive.
 func TestRequestsReachTheDeviceWhole(t *testing.T) {
 	r, s := attachPuppet(t, testSize, nbd.ServerOptions{})
@@ -208,7 +229,7 @@ func TestClosedSessionIsNeverAnNBDError(t *testing.T) {
 	r.request(0, cmdWrite, 1, 0, 1, "x")
 	r.request(0, cmdWrite, 2, 0, 1, "x")
 	reqs := s.take(t, 2)
-	reqs[0].Err = fmt.Errorf("demoted: %w", blockdev.ErrSessionClosed)
+	reqs[1].Err = fmt.Errorf("demoted: %w", blockdev.ErrSessionClosed)
 	s.client.Complete(reqs)
 	r.wantEnd()
 	within(t, "Session.Close", s.closed)
