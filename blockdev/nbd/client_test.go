@@ -338,15 +338,16 @@ func TestAnswerToAnUnsentRequestIsAProtocolError(t *testing.T) {
 	const n = 64
 	for name, first := range map[string]int{"never begun": n - 1, "sent in part": 0} {
 		t.Run(name, func(t *testing.T) {
-			submitted := make(chan struct{})
+			submitted, over := make(chan struct{}), make(chan struct{})
 			addr := fakeServer(t, func(r *raw) {
 				r.letIn()
 				<-submitted // without reading any of it: what fits in the sockets' buffers is sent
 				for slot := first; slot < n; slot++ {
 					r.nc.Write(wire(uint32(magicSimple), uint32(0), 1<<32|uint64(slot)))
 				}
-				io.Copy(io.Discard, r.nc)
+				<-over
 			})
+			defer close(over)
 			c, err := nbd.Dial(context.Background(), addr, nbd.ClientOptions{})
 			if err != nil {
 				t.Fatal(err)
