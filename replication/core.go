@@ -216,7 +216,9 @@ func (c *Core) adopt(v viewsvc.View) {
 
 	if goesOn {
 		for _, p := range c.peers {
-			p.confirmed = 0 // a confirmation counts for one view only
+			// A confirmation counts for one view only. What is merely written counts when the peer has stored the view
+			// that makes it a member: else a crash of its machine would not make it suspect.
+			p.confirmed, p.written = 0, p.durable
 		}
 		c.require()
 		c.emit(Effect{Kind: EffectAnnounce, View: v})

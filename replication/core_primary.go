@@ -164,7 +164,10 @@ func (c *Core) Acked(a Ack) error {
 			p.id, a.Written, a.Durable, a.Nonce, p.written, p.durable, c.nonce)
 	}
 	p.silent, p.refused = 0, false
-	p.written, p.durable = a.Written, a.Durable
+	p.written, p.durable = max(p.written, a.Durable), a.Durable
+	if a.View == c.view.Num {
+		p.written = a.Written
+	}
 	if a.View == c.view.Num && a.Nonce > p.confirmed {
 		p.confirmed = a.Nonce
 	}
@@ -211,6 +214,12 @@ func (c *Core) advance() {
 		c.emit(Effect{Kind: EffectServe})
 	}
 	c.handOver()
+}
+
+// Required tells whether a replica is in R.
+func (c *Core) Required(r viewsvc.ReplicaID) bool {
+	p := c.find(r)
+	return p != nil && p.required
 }
 
 // alone tells whether R = {self}.

@@ -179,6 +179,11 @@ func (r *Replica) Close() error {
 	r.mu.Unlock()
 	r.finish(&a)
 	r.wg.Wait() // also for a follower in ServeStream
+	r.mu.Lock()
+	for r.logBusy { // a client that orders its own write
+		r.idle.Wait()
+	}
+	r.mu.Unlock()
 	return r.store.Close()
 }
 

@@ -192,7 +192,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 		r.mu.Unlock()
 		return context.Canceled
 	}
-	if p.copy != nil && r.core.View().Has(s.peer) {
+	if p.copy != nil && r.core.Required(s.peer) {
 		r.mu.Unlock()
 		return errors.New("replication: a member's log does not reach back to the primary's") // I5 would not hold
 	}
