@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"fmt"
 	"net"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -158,31 +157,6 @@ func (c *Conn) assignLocked() {
 		}
 		c.pushLocked(&s.message)
 	}
-}
-
-// command says how a request looks on the wire.
-func command(r *blockdev.Request) (kind, flags uint16) {
-	if r.Flags&blockdev.FlagFUA != 0 {
-		flags |= cmdFlagFUA
-	}
-	switch r.Op {
-	case blockdev.OpRead:
-		return protocol.TRANSMISSION_TYPE_REQUEST_READ, 0
-	case blockdev.OpWrite:
-		return protocol.TRANSMISSION_TYPE_REQUEST_WRITE, flags
-	case blockdev.OpFlush:
-		return cmdFlush, 0
-	case blockdev.OpTrim:
-		return cmdTrim, flags
-	case blockdev.OpCache:
-		return cmdCache, 0
-	case blockdev.OpWriteZeroes:
-		if r.Flags&blockdev.FlagNoHole != 0 {
-			flags |= cmdFlagNoHole
-		}
-		return cmdWriteZeroes, flags
-	}
-	panic(fmt.Sprintf("nbd: submit of an operation that does not exist: %d", r.Op))
 }
 
 // messageSent is called when a request is in the socket. Its answer may have come already.

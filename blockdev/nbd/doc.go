@@ -21,7 +21,14 @@
 //   - N7 GO acknowledges an attached session. Device.Attach, which fences older connections of the same session, has
 //     returned before the client reads the acknowledgement.
 //
-// It does not authenticate anybody, and does not encrypt: listen on a trusted network or a unix socket.
+// The client promises:
+//
+//   - N8 A request is completed by an answer to it, and once: an answer with the cookie of another, of an earlier user
+//     of the slot, or of a request that was not sent whole, ends the connection.
+//   - N9 After Handler.Closed nothing is completed, and no request's memory is read or written.
+//
+// What is not here: NBD_CMD_BLOCK_STATUS with its meta contexts, STARTTLS, the oldstyle handshake, and structured replies
+// in the client. The server neither authenticates nor encrypts: listen on a trusted network or a unix socket.
 //
 // # Handshake
 //
@@ -73,6 +80,6 @@
 //
 // # Locks
 //
-// A connection has one mutex. Nothing outside the package is called with it held: not Submit, Complete, Abort, Close,
+// A connection has one mutex, its outbox's. Nothing outside the package is called with it held: not Submit, Complete, Abort, Close,
 // nor a Handler.
 package nbd

@@ -24,7 +24,7 @@ type message struct {
 	slot      uint32 // the owner's own
 
 	queued   bool // between push and sent
-	handed   bool // in the present round of sending: the kernel may have it
+	handed   bool // in the present round of sending, which does not wait: the kernel may have it
 	answered bool // client: the reply came while the message was handed and not known to be sent
 }
 

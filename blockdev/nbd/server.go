@@ -162,7 +162,7 @@ func (s *Server) Serve(l net.Listener) error {
 // ServeConn serves one client on a connection that was made elsewhere (a socket pair, say), handshake and all, and
 // returns when it is gone.
 func (s *Server) ServeConn(nc net.Conn) {
-	if c := s.admit(nc); c != nil {
+	if c, err := s.admit(nc); err == nil {
 		c.serve()
 	}
 }
@@ -170,9 +170,9 @@ func (s *Server) ServeConn(nc net.Conn) {
 // ServeTransmission serves one client on a connection whose handshake is taken as done: the kernel's end of a socket
 // pair. Structured replies are off; Export.Info has what the client must know. It returns when the client is gone.
 func (s *Server) ServeTransmission(nc net.Conn, e Export) error {
-	c := s.admit(nc)
-	if c == nil {
-		return fmt.Errorf("nbd: serve %q: %w", e.Name, ErrServerClosed)
+	c, err := s.admit(nc)
+	if err != nil {
+		return err
 	}
 	return c.serveAttached(e)
 }
@@ -190,38 +190,39 @@ func (s *Server) Stats() Stats {
 
 // start serves a client in a goroutine, which ends with the connection: Close and Shutdown see to that.
 func (s *Server) start(nc net.Conn) {
-	if c := s.admit(nc); c != nil {
+	if c, err := s.admit(nc); err == nil {
 		go c.serve()
 	}
 }
 
-// admit takes a connection on, or closes it and returns nil.
-func (s *Server) admit(nc net.Conn) *conn {
+// admit takes a connection on, or closes it, tells OnEvent and returns why.
+func (s *Server) admit(nc net.Conn) (*conn, error) {
 	client := peerName(nc)
-	sock, err := newSocket(nc)
+	c, err := s.register(nc, client)
 	if err != nil {
 		nc.Close()
 		s.opts.OnEvent(Event{Kind: EventRefused, Client: client, Err: err})
-		return nil
+	}
+	return c, err
+}
+
+func (s *Server) register(nc net.Conn, client string) (*conn, error) {
+	sock, err := newSocket(nc)
+	if err != nil {
+		return nil, fmt.Errorf("nbd: client %s: %w", client, err)
 	}
 	c := newConn(s, sock, client)
 	s.mu.Lock()
-	switch {
-	case s.stopping:
-		err = ErrServerClosed
-	case len(s.conns) >= s.opts.MaxClients:
-		err = fmt.Errorf("nbd: there are %d clients already; raise MaxClients or look for clients that leak connections", len(s.conns))
-	default:
-		s.conns[c] = struct{}{}
-		s.wg.Add(1)
+	defer s.mu.Unlock()
+	if s.stopping {
+		return nil, ErrServerClosed
 	}
-	s.mu.Unlock()
-	if err != nil {
-		nc.Close()
-		s.opts.OnEvent(Event{Kind: EventRefused, Client: client, Err: err})
-		return nil
+	if len(s.conns) >= s.opts.MaxClients {
+		return nil, fmt.Errorf("nbd: there are %d clients already; raise MaxClients or look for clients that leak connections", len(s.conns))
 	}
-	return c
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return c, nil
 }
 
 // forget is the last that a connection does.

@@ -145,61 +145,6 @@ func (c *conn) readError(err error) error {
 	return err
 }
 
-// check says what a request header asks of the device, or why it is refused.
-func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flags blockdev.Flags, refusal error) {
-	allowed := cmdFlagFUA
-	switch h.Type {
-	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
-		op = blockdev.OpRead
-		if c.structured {
-			allowed |= cmdFlagDF // every read is answered with one chunk
-		}
-	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
-		op = blockdev.OpWrite
-	case cmdFlush:
-		op = blockdev.OpFlush
-	case cmdTrim:
-		op = blockdev.OpTrim
-	case cmdCache:
-		op = blockdev.OpCache
-	case cmdWriteZeroes:
-		op = blockdev.OpWriteZeroes
-		allowed |= cmdFlagNoHole | cmdFlagFastZero
-	default:
-		return 0, 0, blockdev.ErrInvalid
-	}
-	if h.CommandFlags&^allowed != 0 {
-		return op, 0, blockdev.ErrInvalid
-	}
-	if op == blockdev.OpFlush {
-		if h.Offset != 0 || h.Length != 0 {
-			return op, 0, blockdev.ErrInvalid
-		}
-		return op, 0, nil
-	}
-	if op.Mutates() && c.info.ReadOnly() {
-		return op, 0, blockdev.ErrReadOnly
-	}
-	if h.Length == 0 || (op == blockdev.OpRead || op == blockdev.OpWrite) && h.Length > maxPayloadBytes {
-		return op, 0, blockdev.ErrInvalid
-	}
-	if h.Offset > c.info.Size || uint64(h.Length) > c.info.Size-h.Offset {
-		return op, 0, blockdev.ErrOutOfRange
-	}
-	// No hole means that zeroes are really written, which is not fast.
-	fast := c.export.FastZero && h.CommandFlags&cmdFlagNoHole == 0
-	if h.CommandFlags&cmdFlagFastZero != 0 && !fast {
-		return op, 0, ErrNotSupported
-	}
-	if op.Mutates() && h.CommandFlags&cmdFlagFUA != 0 {
-		flags |= blockdev.FlagFUA
-	}
-	if h.CommandFlags&cmdFlagNoHole != 0 {
-		flags |= blockdev.FlagNoHole
-	}
-	return op, flags, nil
-}
-
 // ticket takes a slot, and n bytes of the connection's share; it waits for both if need be (N2).
 func (c *conn) ticket(n int64) (*ticket, error) {
 	if len(c.spare) == 0 || !c.fits(n) {

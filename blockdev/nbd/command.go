@@ -1,0 +1,89 @@
+package nbd
+
+import (
+	"fmt"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"lockstep/blockdev"
+)
+
+// check says what a request header asks of the device, or why it is refused.
+func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flags blockdev.Flags, refusal error) {
+	allowed := cmdFlagFUA
+	switch h.Type {
+	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
+		op = blockdev.OpRead
+		if c.structured {
+			allowed |= cmdFlagDF // every read is answered with one chunk
+		}
+	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
+		op = blockdev.OpWrite
+	case cmdFlush:
+		op = blockdev.OpFlush
+	case cmdTrim:
+		op = blockdev.OpTrim
+	case cmdCache:
+		op = blockdev.OpCache
+	case cmdWriteZeroes:
+		op = blockdev.OpWriteZeroes
+		allowed |= cmdFlagNoHole | cmdFlagFastZero
+	default:
+		return 0, 0, blockdev.ErrInvalid
+	}
+	if h.CommandFlags&^allowed != 0 {
+		return op, 0, blockdev.ErrInvalid
+	}
+	if op == blockdev.OpFlush {
+		if h.Offset != 0 || h.Length != 0 {
+			return op, 0, blockdev.ErrInvalid
+		}
+		return op, 0, nil
+	}
+	if op.Mutates() && c.info.ReadOnly() {
+		return op, 0, blockdev.ErrReadOnly
+	}
+	if h.Length == 0 || (op == blockdev.OpRead || op == blockdev.OpWrite) && h.Length > maxPayloadBytes {
+		return op, 0, blockdev.ErrInvalid
+	}
+	if h.Offset > c.info.Size || uint64(h.Length) > c.info.Size-h.Offset {
+		return op, 0, blockdev.ErrOutOfRange
+	}
+	// No hole means that zeroes are really written, which is not fast.
+	fast := c.export.FastZero && h.CommandFlags&cmdFlagNoHole == 0
+	if h.CommandFlags&cmdFlagFastZero != 0 && !fast {
+		return op, 0, ErrNotSupported
+	}
+	if op.Mutates() && h.CommandFlags&cmdFlagFUA != 0 {
+		flags |= blockdev.FlagFUA
+	}
+	if h.CommandFlags&cmdFlagNoHole != 0 {
+		flags |= blockdev.FlagNoHole
+	}
+	return op, flags, nil
+}
+
+// command says how a request looks on the wire.
+func command(r *blockdev.Request) (kind, flags uint16) {
+	if r.Flags&blockdev.FlagFUA != 0 {
+		flags |= cmdFlagFUA
+	}
+	switch r.Op {
+	case blockdev.OpRead:
+		return protocol.TRANSMISSION_TYPE_REQUEST_READ, 0
+	case blockdev.OpWrite:
+		return protocol.TRANSMISSION_TYPE_REQUEST_WRITE, flags
+	case blockdev.OpFlush:
+		return cmdFlush, 0
+	case blockdev.OpTrim:
+		return cmdTrim, flags
+	case blockdev.OpCache:
+		return cmdCache, 0
+	case blockdev.OpWriteZeroes:
+		if r.Flags&blockdev.FlagNoHole != 0 {
+			flags |= cmdFlagNoHole
+		}
+		return cmdWriteZeroes, flags
+	}
+	panic(fmt.Sprintf("nbd: submit of an operation that does not exist: %d", r.Op))
+}
