@@ -36,7 +36,6 @@ type groupOptions struct {
 	size               uint64
 	logBytes, segBytes int64
 	sync               viewsvc.SyncMode
-	members            int // of the first view
 }
 
 type groupReplica struct {

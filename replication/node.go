@@ -351,7 +351,9 @@ func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
 		return h, nil, err
 	}
 	rd = newReader(c)
+	rd.max = maxControlBody
 	m, body, err := rd.next()
+	rd.max = 0
 	switch {
 	case err != nil:
 		return h, nil, err

@@ -159,6 +159,9 @@ func (s *stream) connect() error {
 		if err := decodeJSON(body, &w); err != nil {
 			return err
 		}
+		if err := w.check(); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("%w: type %d in answer to a greeting", errWire, m.Type)
 	}

@@ -157,6 +157,7 @@ func parseMsg(b []byte) (msg, error) {
 // reader reads messages from a stream. The body is valid until the next call.
 type reader struct {
 	br   *bufio.Reader
+	max  uint32 // largest body that is taken; 0: as the type allows
 	head [headerSize]byte
 	body []byte
 }
@@ -173,6 +174,9 @@ func (r *reader) next() (msg, []byte, error) {
 	m, err := parseMsg(r.head[:])
 	if err != nil {
 		return m, nil, err
+	}
+	if r.max > 0 && m.BodyLen > r.max {
+		return m, nil, fmt.Errorf("%w: type %d with a body of %d bytes from a stranger", errWire, m.Type, m.BodyLen)
 	}
 	if cap(r.body) < int(m.BodyLen) {
 		r.body = make([]byte, m.BodyLen)
@@ -211,6 +215,21 @@ type welcome struct {
 	Copying   bool                `json:"copying"`   // an earlier copy was not completed
 	CopyBase  wal.LSN             `json:"copy_base"` // where its image was when that copy began
 	Epochs    blockdev.EpochIndex `json:"epochs"`
+}
+
+// check refuses an epoch index that no replica has: CommonPoint counts on their order.
+func (w welcome) check() error {
+	if len(w.Epochs) > blockdev.MaxEpochs {
+		return fmt.Errorf("%w: %d epochs in a welcome", errWire, len(w.Epochs))
+	}
+	var last blockdev.EpochStart
+	for i, e := range w.Epochs {
+		if e.First <= last.First || i > 0 && e.Epoch <= last.Epoch {
+			return fmt.Errorf("%w: epoch %d from LSN %d after epoch %d from LSN %d", errWire, e.Epoch, e.First, last.Epoch, last.First)
+		}
+		last = e
+	}
+	return nil
 }
 
 // startCopy orders a learner to begin its log anew.
