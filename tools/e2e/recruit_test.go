@@ -17,11 +17,13 @@ import (
 func TestWipedNodeIsFilledAgainWithoutAPause(t *testing.T) {
 	c := start(t, cluster.Options{})
 	ledger := clean(t, c.URI)
-	// Enough data that the copy takes a moment, and more than the log holds.
+	// More than the log holds: what is older has to come from the image, region by region.
 	withDisk(t, c.URI, func(d *stamped.NBD) {
 		b := bytes.Repeat([]byte("old data"), 1<<17)
-		for off := uint64(64 << 20); off < 192<<20; off += 1 << 20 {
-			must(t, d.WriteAt(b, off, false))
+		for range 3 {
+			for off := uint64(64 << 20); off < 192<<20; off += 1 << 20 {
+				must(t, d.WriteAt(b, off, false))
+			}
 		}
 	})
 	run := tormentIt(t, c.URI, ledger, seed(t), false)
