@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
@@ -342,5 +343,49 @@ func TestNewerGenerationFencesTheOlder(t *testing.T) {
 	last.s.Close()
 	if _, err := dialReplica(r, "x", 3); err != nil {
 		t.Log(fmt.Sprint(err)) // the name is free again after Close: either is right
+	}
+}
+
+// A learner joins though writes never pause: it would never be quite at the commit point.
+func TestLearnerJoinsUnderSteadyLoad(t *testing.T) {
+	for _, mode := range []viewsvc.SyncMode{viewsvc.SyncAlways, viewsvc.SyncFlush} {
+		t.Run(string(mode), func(t *testing.T) {
+			g := newGroup(t, groupOptions{replicas: 2, size: 8 << 20, logBytes: 64 << 20, segBytes: 8 << 20, sync: mode})
+			r := g.open(2)
+			end := make(chan struct{})
+			var load sync.WaitGroup
+			for i := range 4 {
+				c, err := dialReplica(r, "", 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				load.Go(func() { // until end is closed
+					defer c.s.Close()
+					var burst []*blockdev.Request
+					for k := range 32 {
+						burst = append(burst, write(uint64(i*256+k)*blockdev.BlockSize, make([]byte, blockdev.BlockSize)))
+					}
+					for {
+						select {
+						case <-end:
+							return
+						default:
+						}
+						if !c.try(burst...) {
+							t.Error("the primary was lost")
+							return
+						}
+					}
+				})
+			}
+			for range 2 {
+				g.stop("b")
+				g.open(1)
+				g.start("b")
+				g.open(2)
+			}
+			close(end)
+			load.Wait()
+		})
 	}
 }
