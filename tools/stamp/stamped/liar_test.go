@@ -26,8 +26,6 @@ type memDisk struct {
 	zero func(d *memDisk, off uint64, n int)
 	// lose, if set, tells whether the connection breaks at this write, which write may still do.
 	lose func(d *memDisk) bool
-	// split writes in two, with a moment in between in which others come in.
-	split bool
 }
 
 func (d *memDisk) ReadAt(p []byte, off uint64) error {

@@ -15,7 +15,8 @@ import (
 // maxCalls is the room for requests in flight on one connection; further ones wait.
 const maxCalls = 256
 
-// NBD is a connection to an NBD server.
+// NBD is a connection to an NBD server. It differs from nbd.Disk in that FUA can be asked for and that a lost
+// connection is told from an error that the server answered.
 type NBD struct {
 	conn *nbd.Conn
 	free chan *call // those not in use
