@@ -62,6 +62,28 @@ func TestAckOfAnotherTenureDoesNotCount(t *testing.T) {
 	}
 }
 
+// In sync mode flush. A replica that has not stored the view that made it a member does not know, after a crash of its
+// machine, that it may lack what it had only written.
+func TestWrittenCountsOnceThePeerHasStoredTheView(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a"))
+	c.SetSync(viewsvc.SyncFlush)
+	c.Recruits([]viewsvc.ReplicaID{"b"})
+	c.PeerUp("b", 1, false)
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1})
+	c.Tick()
+	c.Durable(5)
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 5, Durable: 1})
+	c.Observe(testView(2, 1, "a", "b"))
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 5, Durable: 1})
+	if c.Commit() != 1 {
+		t.Errorf("commit %d, on the word of a member that does not know that it is one", c.Commit())
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 2, Tenure: 1, Written: 5, Durable: 1})
+	if c.Commit() != 5 {
+		t.Errorf("commit %d after it has stored the view", c.Commit())
+	}
+}
+
 func TestNothingIsCarriedIntoANewTenure(t *testing.T) {
 	c := openPrimary(t, testView(1, 1, "a", "b"))
 	c.Durable(5)

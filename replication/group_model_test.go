@@ -94,6 +94,7 @@ type blockWriter struct {
 	tried   []uint64 // and the one that was tried last
 	version uint64
 	writes  atomic.Int64
+	hot     atomic.Int64 // if not 0, only so many blocks are written
 }
 
 func newBlockWriter(g *group) *blockWriter {
@@ -156,6 +157,9 @@ func (w *blockWriter) step() {
 	w.version++
 	for range 1 + w.rng.IntN(8) {
 		b := w.rng.IntN(len(w.acked))
+		if hot := int(w.hot.Load()); hot > 0 {
+			b %= hot
+		}
 		blocks = append(blocks, b)
 		w.tried[b] = w.version
 		burst = append(burst, write(uint64(b)*blockdev.BlockSize, versionBlock(b, w.version)))
