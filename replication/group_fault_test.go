@@ -118,7 +118,9 @@ func TestNothingAckedIsLostWhateverCrashes(t *testing.T) {
 					what = "process of " + string(id)
 					g.kill(id)
 				}
-				time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
+				if rng.IntN(2) == 0 && what != "all machines" { // else it is back before anybody took its place
+					g.await("view without "+string(id), func(v viewsvc.View) bool { return !v.Has(id) })
+				}
 				for _, r := range []viewsvc.ReplicaID{"a", "b", "c"} {
 					if g.replica(r) == nil {
 						g.start(r)
@@ -239,7 +241,14 @@ func TestFlushedWritesSurviveAPowerFailure(t *testing.T) {
 			g.become("a", "b")
 			g.held("a")
 			// Who followed it knows no more than it did, and is held, too, when that one is lost.
-			time.Sleep(5 * time.Second / TicksPerSecond) // some heartbeats
+			a := g.replica("a")
+			ticks := func() int {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				return a.core.ticks
+			}
+			first := ticks()
+			g.await("some heartbeats", func(viewsvc.View) bool { return ticks() > first+5 })
 			g.kill("a")
 			g.become("b")
 			g.held("b")

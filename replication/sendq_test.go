@@ -158,10 +158,9 @@ func TestEveryBodyIsReleasedOnce(t *testing.T) {
 				running.Go(func() {
 					_, _ = io.CopyN(io.Discard, recv, rand.Int64N(3<<20))
 					if round%2 == 0 {
-						recv.Close()
-					} else {
-						q.close(os.ErrClosed)
+						recv.Close() // the sender finds out by itself, if it has something to send
 					}
+					q.close(os.ErrClosed) // as who reads from the connection does
 				})
 				counts := make([]atomic.Int32, 200)
 				for i := range counts {

@@ -1,8 +1,9 @@
 package replication
 
-// commit checks and carries out EffectCommit.
-func (r *wReplica) commit(l int) {
-	w := r.w
+// checkCommit checks the core's commit point as soon as it has moved: the first message that carries it may be on its
+// way before EffectCommit is carried out.
+func (r *wReplica) checkCommit() {
+	w, l := r.w, int(r.core.Commit())
 	for k := r.seen; k < l; k++ {
 		e := r.log[k]
 		known := k < len(w.committed)
@@ -20,12 +21,16 @@ func (r *wReplica) commit(l int) {
 			w.fail("C5 %s commits the ghost write %d", walkIDs[r.i], e.val)
 		}
 	}
-	r.seen = max(r.seen, l)
-	w.tr("%s commits %d", walkIDs[r.i], l)
-	if !r.core.State().Primary() {
-		return
+	if l > r.seen && r.core.State().Primary() {
+		r.checkMembers("committed", l)
 	}
-	r.checkMembers("committed", l)
+	r.seen = max(r.seen, l)
+}
+
+// commit carries out EffectCommit.
+func (r *wReplica) commit(l int) {
+	w := r.w
+	w.tr("%s commits %d", walkIDs[r.i], l)
 	for len(r.pending) > 0 && r.pending[0].lsn <= l {
 		w.acked |= 1 << r.pending[0].val
 		w.nAcks++

@@ -62,6 +62,7 @@ func (r *wReplica) observe(v viewsvc.View) {
 // settle carries out the core's effects, as Replica.settle does. A crash may come between two of them.
 func (r *wReplica) settle() {
 	w := r.w
+	r.checkCommit()
 	for _, e := range slices.Clone(r.core.Effects()) {
 		switch e.Kind {
 		case EffectSaveView:
