@@ -128,6 +128,7 @@ type Core struct {
 	openAt    wal.LSN // LSN of this tenure's VIEW record; 0 until it is appended
 	nonce     uint64
 	readsDone uint64            // largest nonce for which EffectReads was given
+	readsWait bool              // reads hold the ticket nonce+1, which is asked for when the present one is answered
 	joining   viewsvc.ReplicaID // a learner in R that is to be proposed when it has what is committed
 	proposal  *viewsvc.Proposal // asked for and not settled
 	asked     bool              // a try of it is under way

@@ -238,9 +238,20 @@ func (c *Core) ReadTicket() (ticket uint64, now bool) {
 	if c.alone() {
 		return c.nonce, true
 	}
-	c.nonce++
-	c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+	if c.readsDone < c.nonce {
+		// A question is under way that was asked before these reads came. They go with the next, together with all
+		// that come until then: a question for each would keep everybody busy with questions.
+		c.readsWait = true
+		return c.nonce + 1, false
+	}
+	c.askNext()
 	return c.nonce, false
+}
+
+func (c *Core) askNext() {
+	c.nonce++
+	c.readsWait = false
+	c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
 }
 
 // askReads asks again for confirmations that a view change or a new stream has made void.
@@ -253,18 +264,21 @@ func (c *Core) askReads() {
 
 // answerReads finds the reads that all of R∖self have confirmed.
 func (c *Core) answerReads() {
-	if c.state != StateOpen || c.readsDone == c.nonce {
-		return
-	}
-	n := c.nonce
-	for _, p := range c.peers {
-		if p.required {
-			n = min(n, p.confirmed)
+	for c.state == StateOpen && c.readsDone < c.nonce {
+		n := c.nonce
+		for _, p := range c.peers {
+			if p.required {
+				n = min(n, p.confirmed)
+			}
 		}
-	}
-	if n > c.readsDone {
+		if n <= c.readsDone {
+			return
+		}
 		c.readsDone = n
 		c.emit(Effect{Kind: EffectReads, Nonce: n})
+		if n == c.nonce && c.readsWait {
+			c.askNext()
+		}
 	}
 }
 
