@@ -104,7 +104,7 @@ func (s *Store) Commit(l wal.LSN) {
 		s.committed.Store(uint64(f.last))
 	}
 	s.mu.Unlock()
-	if s.wantRoom.Load() || s.backlog() >= applyBacklog {
+	if s.pressed() {
 		s.wake()
 	}
 }

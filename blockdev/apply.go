@@ -16,9 +16,6 @@ import (
 const (
 	// applyBatchBytes bounds what is read from the log at once, unless a single frame is larger.
 	applyBatchBytes = 8 << 20
-	// applyBacklog is the committed but unapplied log, in blocks, at which the applier starts without waiting
-	// for its interval: batches that are too small write the same blocks again and again.
-	applyBacklog = 4 << 20 / BlockSize
 	// maxOps bounds the blocks of a batch that are sorted at once; zeroes make more blocks than bytes.
 	maxOps = 1 << 14
 	// writebackBytes is how much is written before the kernel is asked to begin with it: a checkpoint's sync then

@@ -7,6 +7,10 @@ import (
 )
 
 const (
+	// lazyShare: while clients write, this part of the log may be committed and not applied. Writing a block to its
+	// place costs as much as logging it; a burst that fits is taken at the speed of the log, blocks that are written
+	// again meanwhile go to their place once, and what is left is done when the clients pause.
+	lazyShare = 4
 	// applyInterval is how long committed frames wait for more to come with them.
 	applyInterval = 100 * time.Millisecond
 	// quietIntervals without a commit make the store bring everything into the image and checkpoint, so that the
@@ -35,7 +39,7 @@ func (s *Store) drive() {
 				last, quiet = now, 0
 			}
 		}
-		for did := true; did; {
+		for did := true; did && (quiet > 0 || s.pressed()); {
 			select {
 			case <-s.stop:
 				return
@@ -47,6 +51,11 @@ func (s *Store) drive() {
 			}
 		}
 	}
+}
+
+// pressed tells whether the applier has to work beside the clients.
+func (s *Store) pressed() bool {
+	return s.wantRoom.Load() || s.backlog() >= s.logBlocks/lazyShare
 }
 
 // wake makes the driver look for work now.
