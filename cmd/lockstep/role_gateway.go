@@ -42,7 +42,6 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 		if err != nil {
 			return err
 		}
-		setProcs(env)
 		return serve(log, "gateway", func() (running, error) {
 			// A listener that fails ends the gateway: there would be no new clients.
 			stopped := make(chan error, 1)
