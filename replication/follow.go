@@ -195,8 +195,8 @@ func (f *follower) begin(m msg) error {
 }
 
 func (f *follower) onView(body []byte) error {
-	var v viewsvc.View
-	if err := decodeJSON(body, &v); err != nil {
+	v, err := decodeView(body)
+	if err != nil {
 		return err
 	}
 	r := f.r

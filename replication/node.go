@@ -358,7 +358,7 @@ func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
 	case err != nil:
 		return h, nil, err
 	case m.Type == msgHello:
-		if err := decodeJSON(body, &h); err != nil {
+		if err := errors.Join(decodeJSON(body, &h), checkView(h.View)); err != nil {
 			return h, nil, err
 		}
 		return h, rd, c.SetReadDeadline(time.Time{})

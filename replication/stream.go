@@ -173,8 +173,8 @@ func (s *stream) connect() error {
 
 // stale hears of a newer view from the peer: this replica may be primary no more.
 func (s *stream) stale(body []byte) error {
-	var v viewsvc.View
-	if err := decodeJSON(body, &v); err != nil {
+	v, err := decodeView(body)
+	if err != nil {
 		return err
 	}
 	s.r.do(func(c *Core) { c.Observe(v) })

@@ -232,6 +232,33 @@ func (w welcome) check() error {
 	return nil
 }
 
+// Limits of a view that comes from a peer: what is stored must fit into the replica's protocol state.
+const (
+	maxViewBackups = 15
+	maxIDBytes     = 64
+)
+
+// checkView refuses a view that could not be stored.
+func checkView(v viewsvc.View) error {
+	if len(v.Backups) > maxViewBackups {
+		return fmt.Errorf("%w: a view with %d backups", errWire, len(v.Backups))
+	}
+	for _, id := range append(v.Members(), viewsvc.ReplicaID(v.Volume)) {
+		if len(id) > maxIDBytes {
+			return fmt.Errorf("%w: a name of %d bytes in a view", errWire, len(id))
+		}
+	}
+	return nil
+}
+
+// decodeView decodes the body of a View or a Stale.
+func decodeView(body []byte) (v viewsvc.View, err error) {
+	if err = decodeJSON(body, &v); err == nil {
+		err = checkView(v)
+	}
+	return v, err
+}
+
 // startCopy orders a learner to begin its log anew.
 type startCopy struct {
 	To     wal.LSN             `json:"to"`

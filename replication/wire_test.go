@@ -317,3 +317,18 @@ func TestHomeKeepsItsCluster(t *testing.T) {
 		t.Errorf("joining another cluster: %v", err)
 	}
 }
+
+func TestViewThatCannotBeStoredIsRefused(t *testing.T) {
+	good := viewsvc.View{Volume: "v", Num: 1, Tenure: 1, Primary: "p", Backups: make([]viewsvc.ReplicaID, maxViewBackups)}
+	if err := checkView(good); err != nil {
+		t.Errorf("a view with %d backups: %v", maxViewBackups, err)
+	}
+	many, long := good, good
+	many.Backups = make([]viewsvc.ReplicaID, maxViewBackups+1)
+	long.Primary = viewsvc.ReplicaID(make([]byte, maxIDBytes+1))
+	for _, v := range []viewsvc.View{many, long} {
+		if err := checkView(v); !errors.Is(err, errWire) {
+			t.Errorf("%d backups, primary of %d bytes: %v, want errWire", len(v.Backups), len(v.Primary), err)
+		}
+	}
+}
