@@ -268,12 +268,12 @@ func (r *Replica) addMerged(fb *frameBuf, off uint64, data []byte) error {
 	buf := fb.edge[:n]
 	head, last := int(off-first*blockdev.BlockSize), n-blockdev.BlockSize
 	if head != 0 {
-		if err := r.repairing(r.store.ReadNewest, first, buf[:blockdev.BlockSize]); err != nil {
+		if err := r.readNewestRepaired(first, buf[:blockdev.BlockSize]); err != nil {
 			return err
 		}
 	}
 	if tail := head + len(data); tail < n && (last > 0 || head == 0) {
-		if err := r.repairing(r.store.ReadNewest, end-1, buf[last:]); err != nil {
+		if err := r.readNewestRepaired(end-1, buf[last:]); err != nil {
 			return err
 		}
 	}

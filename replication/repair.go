@@ -38,14 +38,25 @@ var errNoCopy = errors.New("replication: no member has a good copy")
 
 // readRepaired reads committed data, and repairs what it finds bad as long as another member can help.
 func (r *Replica) readRepaired(block uint64, dst []byte) error {
-	return r.repairing(r.store.Read, block, dst)
+	err := r.store.Read(block, dst)
+	if err == nil {
+		return nil
+	}
+	return r.repairAndRead(err, r.store.Read, block, dst)
 }
 
-// repairing is for either of the store's ways to read.
-func (r *Replica) repairing(read func(uint64, []byte) error, block uint64, dst []byte) error {
-	var last uint64
-	for first := true; ; first = false {
-		err := read(block, dst)
+// readNewestRepaired is the same with what is ordered and not committed on top.
+func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
+	err := r.store.ReadNewest(block, dst)
+	if err == nil {
+		return nil
+	}
+	return r.repairAndRead(err, r.store.ReadNewest, block, dst)
+}
+
+// repairAndRead repairs the block that made a read fail, and reads again, for as long as it is another block each time.
+func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, block uint64, dst []byte) error {
+	for last, first := uint64(0), true; ; first = false {
 		var bad *blockdev.CorruptBlockError
 		if err == nil || !errors.As(err, &bad) || bad.InLog || (!first && bad.Block == last) {
 			return err
@@ -53,7 +64,7 @@ func (r *Replica) repairing(read func(uint64, []byte) error, block uint64, dst [
 		if e := r.repair(bad.Block); e != nil {
 			return errors.Join(err, e)
 		}
-		last = bad.Block
+		last, err = bad.Block, read(block, dst)
 	}
 }
 

@@ -36,6 +36,14 @@ type sendq struct {
 	bytes   int
 	writing bool
 	err     error
+
+	// Of whoever is writing: kept from one write to the next, so that a message costs no memory.
+	vec  [][]byte
+	sock struct {
+		once func(fd uintptr) bool // one system call that does not wait
+		n    int
+		err  error
+	}
 }
 
 func newSendq(conn net.Conn) *sendq {
@@ -43,6 +51,14 @@ func newSendq(conn net.Conn) *sendq {
 	q.more = sync.NewCond(&q.mu)
 	if sc, ok := conn.(syscall.Conn); ok {
 		q.raw, _ = sc.SyscallConn()
+	}
+	q.sock.once = func(fd uintptr) bool {
+		for {
+			q.sock.n, q.sock.err = unix.Writev(int(fd), q.vec)
+			if q.sock.err != unix.EINTR {
+				return true
+			}
+		}
 	}
 	return q
 }
@@ -156,7 +172,7 @@ const maxVector = 64
 // writeLocked does one write with the lock given up. It reports whether the socket took all that it was given.
 func (q *sendq) writeLocked(try bool) bool {
 	n := min(len(q.queue), maxVector)
-	vec := make([][]byte, 0, 2*n)
+	q.vec = q.vec[:0]
 	skip, total := q.sent, 0
 	for i := range q.queue[:n] {
 		o := &q.queue[i]
@@ -165,7 +181,7 @@ func (q *sendq) writeLocked(try bool) bool {
 				skip -= len(b)
 				continue
 			}
-			vec = append(vec, b[skip:])
+			q.vec = append(q.vec, b[skip:])
 			total += len(b) - skip
 			skip = 0
 		}
@@ -174,10 +190,10 @@ func (q *sendq) writeLocked(try bool) bool {
 	var sent int
 	var err error
 	if try {
-		sent, err = q.tryWrite(vec)
+		sent, err = q.tryWrite()
 	} else {
 		var m int64
-		bufs := net.Buffers(vec)
+		bufs := net.Buffers(q.vec)
 		m, err = bufs.WriteTo(q.conn)
 		sent = int(m)
 	}
@@ -215,21 +231,13 @@ func (q *sendq) advanceLocked(n int) {
 	}
 }
 
-// tryWrite is one system call that does not wait.
-func (q *sendq) tryWrite(vec [][]byte) (n int, err error) {
-	werr := q.raw.Write(func(fd uintptr) bool {
-		for {
-			n, err = unix.Writev(int(fd), vec)
-			if err != unix.EINTR {
-				return true
-			}
-		}
-	})
-	if werr != nil {
-		return 0, werr
+// tryWrite sends what the socket takes at once.
+func (q *sendq) tryWrite() (int, error) {
+	if err := q.raw.Write(q.sock.once); err != nil {
+		return 0, err
 	}
-	if err == unix.EAGAIN {
+	if q.sock.err == unix.EAGAIN {
 		return 0, nil
 	}
-	return max(n, 0), err
+	return max(q.sock.n, 0), q.sock.err
 }
