@@ -52,26 +52,22 @@ func (m *Monitor) suspect(n *nodeWatch) {
 
 func (m *Monitor) probe(p Probe) { m.out.Probes = append(m.out.Probes, p) }
 
-// Probed takes the outcome of a probe. Refusal kills only a node of which nothing was heard since the suspicion.
+// Probed takes the outcome of a probe. Refusal kills only a node of which nothing was heard since the suspicion; after a
+// sign of life the question is asked anew, for the process may have been killed right behind it.
 func (m *Monitor) Probed(p Probe, outcome ProbeOutcome) {
 	n := m.nodes[p.Node]
 	if n == nil || n.incarnation != p.incarnation || n.gone != "" {
 		return
 	}
 	n.probing = false
-	if n.lives != p.lives {
-		return
-	}
-	switch outcome {
-	case ProbeRefused:
+	if outcome == ProbeRefused && n.lives == p.lives {
 		m.bury(n, "refuses connections")
 		m.settleAll()
-	case ProbeConnected:
-		if next := p.attempt + 1; !p.fromPeer && next < len(probeDelays) {
-			n.probing = true
-			p.attempt, p.Delay = next, probeDelays[next]
-			m.probe(p)
-		}
-	case ProbeFailed:
+		return
+	}
+	if next := p.attempt + 1; !p.fromPeer && next < len(probeDelays) {
+		n.probing = true
+		p.attempt, p.Delay, p.lives = next, probeDelays[next], n.lives
+		m.probe(p)
 	}
 }
