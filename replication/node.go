@@ -15,7 +15,6 @@ import (
 
 	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
-	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
 	"lockstep/wal/vfs"
 )
@@ -155,7 +154,8 @@ func (n *Node) Err() error {
 
 // PeerAddr and NBDAddr are where the node listens.
 func (n *Node) PeerAddr() net.Addr { return n.peers.Addr() }
-func (n *Node) NBDAddr() net.Addr  { return n.nbdAt.Addr() }
+
+func (n *Node) NBDAddr() net.Addr { return n.nbdAt.Addr() }
 
 // Close tells the view service that the node leaves, so that others take over at once, and closes everything.
 func (n *Node) Close(ctx context.Context) error {
@@ -293,117 +293,6 @@ func (n *Node) replicaOf(id viewsvc.VolumeID) *Replica {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.replicas[id]
-}
-
-// acceptPeers takes the streams of primaries.
-func (n *Node) acceptPeers() {
-	for {
-		c, err := n.peers.Accept()
-		if err != nil {
-			if n.ctx.Err() == nil {
-				n.cancel(fmt.Errorf("node: accept peers: %w", err))
-			}
-			return
-		}
-		n.mu.Lock()
-		if n.closed {
-			n.mu.Unlock()
-			c.Close()
-			return
-		}
-		n.conns[c] = struct{}{}
-		n.mu.Unlock()
-		n.run(func() { // ends when the connection or the node is closed
-			n.servePeer(c)
-			c.Close()
-			n.mu.Lock()
-			delete(n.conns, c)
-			n.mu.Unlock()
-		})
-	}
-}
-
-// servePeer reads a Hello and gives the connection to the replica that it names.
-func (n *Node) servePeer(c net.Conn) {
-	select {
-	case n.greet <- struct{}{}:
-	default:
-		return // too many strangers
-	}
-	h, rd, err := n.greeting(c)
-	<-n.greet
-	if err != nil || rd == nil {
-		return // the view service probes whether somebody listens, and anybody may connect: not worth a word
-	}
-	r := n.replicaOf(h.Volume.ID)
-	if r == nil || r.ID() != h.To || h.Cluster != n.home.cluster() {
-		n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From,
-			Err: fmt.Errorf("refused a stream for replica %s of cluster %s: it is not here", h.To, h.Cluster)})
-		return
-	}
-	err = r.ServeStream(c, rd, h)
-	n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From, Err: err})
-}
-
-// greeting reads the first message. A Fetch is answered here; a Hello is the caller's.
-func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
-	if err := c.SetReadDeadline(time.Now().Add(greetingTimeout)); err != nil {
-		return h, nil, err
-	}
-	rd = newReader(c)
-	rd.max = maxControlBody
-	m, body, err := rd.next()
-	rd.max = 0
-	switch {
-	case err != nil:
-		return h, nil, err
-	case m.Type == msgHello:
-		if err := errors.Join(decodeJSON(body, &h), checkView(h.View)); err != nil {
-			return h, nil, err
-		}
-		return h, rd, c.SetReadDeadline(time.Time{})
-	case m.Type == msgFetch:
-		var f fetch
-		if err := decodeJSON(body, &f); err != nil {
-			return h, nil, err
-		}
-		if r := n.replicaOf(f.Volume); r != nil && r.ID() == f.To && f.Cluster == n.home.cluster() {
-			return h, nil, r.ServeFetch(c, f)
-		}
-	}
-	return h, nil, errWire
-}
-
-// exporter is a Node as an NBD server sees it.
-type exporter Node
-
-// List implements nbd.Exporter.
-func (e *exporter) List(context.Context) ([]nbd.ExportInfo, error) {
-	n := (*Node)(e)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var list []nbd.ExportInfo
-	for _, r := range n.replicas {
-		list = append(list, nbd.ExportInfo{Name: r.Volume().Name})
-	}
-	return list, nil
-}
-
-// Open implements nbd.Exporter. Whether the replica serves clients now is for Attach to say.
-func (e *exporter) Open(_ context.Context, name string) (nbd.Export, error) {
-	n := (*Node)(e)
-	volume, id, err := exportname.Parse(name)
-	if err != nil {
-		return nbd.Export{}, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, r := range n.replicas {
-		if r.Volume().Name == volume {
-			return nbd.Export{Name: volume, Device: r, Session: id, FastZero: true}, nil
-		}
-	}
-	return nbd.Export{}, fmt.Errorf("%w: node %s has no replica of volume %q", nbd.ErrUnknownExport, n.opts.ID, volume)
 }
 
 // pid is what `status` shows, so that a person can find the process.

@@ -1,0 +1,193 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// handle carries out a message. The log is held; a storage error poisons the replica.
+func (f *follower) handle(m msg, body []byte) error {
+	switch m.Type {
+	case msgStart:
+		return f.onStart(wal.LSN(m.A), wal.LSN(m.B))
+	case msgCopy:
+		return f.onCopy(body, wal.LSN(m.B))
+	case msgRegion:
+		if err := decodeRegion(body, &f.img); err != nil {
+			return err
+		}
+		f.bytes += len(body)
+		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
+	case msgCopyDone:
+		return f.onCopyDone(m.Commit)
+	case msgAppend:
+		return f.onAppend(m, body)
+	case msgConfirm:
+		f.follow(m.Commit)
+		f.answer.Lock()
+		f.fresh = f.fresh || m.Nonce > f.nonce
+		f.nonce = max(f.nonce, m.Nonce)
+		f.answer.Unlock()
+		f.dirty = f.dirty || m.Flags&flagSync != 0
+		f.sound = m.Flags&flagSound != 0
+		return nil
+	}
+	return nil
+}
+
+// storage looks at the result of an operation of the store. One that failed for good poisons the replica; what the
+// store merely refused, a frame that does not fit or is damaged, ends the stream.
+func (f *follower) storage(err error) error {
+	if err != nil && f.r.store.Err() != nil {
+		f.r.fail(err)
+	}
+	return err
+}
+
+// onStart cuts the log where it leaves the primary's.
+func (f *follower) onStart(common, end wal.LSN) error {
+	if err := f.cut(common); err != nil {
+		return err
+	}
+	f.r.mu.Lock()
+	f.started, f.caught, f.dirty = true, end, true
+	f.r.mu.Unlock()
+	return nil
+}
+
+func (f *follower) cut(to wal.LSN) error {
+	r := f.r
+	m := r.store.Marks()
+	if to >= m.End {
+		return nil
+	}
+	if to < m.Committed {
+		return fmt.Errorf("replication: told to cut the log at %d, below the commit point %d: %w", to, m.Committed, errDiverged)
+	}
+	if err := f.storage(r.store.Cut(to)); err != nil {
+		return err
+	}
+	var a after
+	r.mu.Lock()
+	r.cuts++
+	r.core.CutTo(to)
+	r.event(&a, Event{Kind: EventTailCut, Peer: f.from, Text: fmt.Sprintf("LSN %d to %d", to+1, m.End)})
+	r.mu.Unlock()
+	r.finish(&a)
+	return nil
+}
+
+// onCopy begins the log anew, with an image that is going to be made whole by regions.
+func (f *follower) onCopy(body []byte, end wal.LSN) error {
+	var c startCopy
+	if err := decodeJSON(body, &c); err != nil {
+		return err
+	}
+	r := f.r
+	if c.Keep {
+		if err := f.cut(c.To); err != nil {
+			return err
+		}
+	} else {
+		r.mu.Lock()
+		r.hard.CopyBase = c.Base
+		state, err := r.encodeHard()
+		r.mu.Unlock()
+		if err == nil {
+			err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
+		}
+		if err := f.storage(err); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.cuts++ // together with Restarted: a sync of the old log says nothing about the new one
+		r.core.Restarted(c.To)
+		r.mu.Unlock()
+	}
+	r.mu.Lock()
+	f.started, f.caught, f.dirty = true, end, true
+	r.mu.Unlock()
+	return nil
+}
+
+// onCopyDone makes the copied image count.
+func (f *follower) onCopyDone(commit wal.LSN) error {
+	r := f.r
+	f.follow(commit)
+	if err := f.sync(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.hard.CopyBase = 0
+	state, err := r.encodeHard()
+	r.mu.Unlock()
+	if err == nil {
+		err = r.store.EndCopy(state)
+	}
+	if err := f.storage(err); err != nil {
+		return err
+	}
+	return f.ack(flagCopied)
+}
+
+// onAppend writes a frame to the log. The store checks that it follows what is there (I4).
+func (f *follower) onAppend(m msg, body []byte) error {
+	frame, err := wal.ParseFrame(body)
+	if err != nil {
+		return fmt.Errorf("replication: frame from the primary: %w", err)
+	}
+	r := f.r
+	f.follow(m.Commit) // first: what is committed can be applied, and makes room
+	for {
+		err = r.store.Append(frame)
+		if !errors.Is(err, wal.ErrFull) {
+			break
+		}
+		if err := f.waitRoom(len(body)); err != nil {
+			return err
+		}
+	}
+	if err := f.storage(err); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.core.Appended(frame.Last())
+	f.dirty = f.dirty || r.hard.Volume.Sync != viewsvc.SyncFlush || frame.Header().Flags&wal.FlagSync != 0
+	r.mu.Unlock()
+	f.bytes += len(body)
+	return nil
+}
+
+// waitRoom syncs what is there, so that it can be applied, and waits for the log to have room.
+func (f *follower) waitRoom(n int) error {
+	if err := f.sync(); err != nil {
+		return err
+	}
+	if err := f.ack(0); err != nil {
+		return err
+	}
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !r.closed && r.failed == nil && r.follower == f && !r.store.RoomFor(frameRoom(n)) {
+		r.work.Wait()
+	}
+	if r.closed || r.failed != nil || r.follower != f {
+		return errSuperseded
+	}
+	return nil
+}
+
+// follow moves the commit point after the primary's.
+func (f *follower) follow(commit wal.LSN) {
+	r := f.r
+	var a after
+	r.mu.Lock()
+	r.core.Follow(commit)
+	r.settle(&a)
+	r.mu.Unlock()
+	r.finish(&a)
+}
