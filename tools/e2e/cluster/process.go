@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -119,8 +120,31 @@ func (p *Process) Kill() {
 	}
 }
 
-// Pause stops the process with SIGSTOP.
-func (p *Process) Pause() error { return p.Signal(syscall.SIGSTOP) }
+// Pause stops the process with SIGSTOP, and waits until each of its threads has stopped: the signal does not wait for
+// them, and one in a sync goes on until that is done. What is sent to the process after Pause it has not seen before
+// Resume.
+func (p *Process) Pause() error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return Await(context.Background(), stopGrace, "every thread of "+p.Name+" stopped", func() error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+		if err != nil || len(threads) == 0 {
+			return ErrDown
+		}
+		for _, name := range threads {
+			stat, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			// The state follows the command's name, which is in brackets and may hold anything.
+			if _, rest, _ := bytes.Cut(stat[bytes.LastIndexByte(stat, ')'):], []byte(" ")); len(rest) == 0 || rest[0] != 'T' {
+				return fmt.Errorf("a thread of %s runs: %s", p.Name, stat)
+			}
+		}
+		return nil
+	})
+}
 
 // Resume lets a paused process go on.
 func (p *Process) Resume() error { return p.Signal(syscall.SIGCONT) }
