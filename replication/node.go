@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -294,9 +293,6 @@ func (n *Node) replicaOf(id viewsvc.VolumeID) *Replica {
 	defer n.mu.Unlock()
 	return n.replicas[id]
 }
-
-// pid is what `status` shows, so that a person can find the process.
-func pid() int { return os.Getpid() }
 
 // volumesDir is where the replicas are, below the data directory.
 const volumesDir = "volumes"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -67,7 +68,7 @@ func (n *Node) farewell(ctx context.Context) {
 
 // ping is what every ping says, in answer to the last reply.
 func (n *Node) ping(last viewsvc.PingReply) viewsvc.PingRequest {
-	return viewsvc.PingRequest{Cluster: n.home.cluster(), Node: n.opts.ID, Incarnation: n.incarnation, PID: pid(),
+	return viewsvc.PingRequest{Cluster: n.home.cluster(), Node: n.opts.ID, Incarnation: n.incarnation, PID: os.Getpid(),
 		Addr: n.peers.Addr().String(), NBD: n.nbdAt.Addr().String(), Seq: n.pings.Add(1), Echo: last.Seq, News: last.News}
 }
 
