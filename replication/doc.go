@@ -5,7 +5,9 @@
 //
 // The protocol descends from PacificA (Microsoft Research, 2008: configuration by compare-and-swap at a service that is
 // off the data path) and from the view server of MIT's 6.824. Its decisions live in Core, which has no goroutine, clock,
-// randomness or I/O; Replica is the driver that gives it events and carries out its effects.
+// randomness or I/O; Replica is the driver that gives it events and carries out its effects. Replica's goroutines, locks
+// and clock come from a Runtime: the simulator's runs one goroutine at a time, in an order that a seed decides, so that
+// the driver is simulated as it stands and not as a model of it.
 //
 // # Words
 //

@@ -14,7 +14,6 @@ type after struct {
 	batch     []*blockdev.Request
 	aborts    []*session
 	queues    []*sendq // to be flushed
-	proposals []*viewsvc.Proposal
 	events    []Event
 	sync      bool
 }
@@ -67,7 +66,7 @@ func (r *Replica) settle(a *after) {
 		case EffectSync:
 			a.sync = true
 		case EffectPropose:
-			a.proposals = append(a.proposals, e.Proposal)
+			r.start(func() { r.propose(e.Proposal) })
 		}
 	}
 }
@@ -95,20 +94,13 @@ func (r *Replica) finish(a *after) {
 		s.client.Abort(blockdev.ErrNotPrimary)
 	}
 	a.aborts = a.aborts[:0]
-	for _, p := range a.proposals {
-		r.start(func() { r.propose(p) })
-	}
-	a.proposals = a.proposals[:0]
 	for _, e := range a.events {
 		r.opts.OnEvent(e)
 	}
 	a.events = a.events[:0]
 	if a.sync {
 		a.sync = false
-		select {
-		case r.syncWanted <- struct{}{}:
-		default: // it is going to run anyway
-		}
+		r.syncWanted.Ring()
 	}
 }
 
@@ -166,15 +158,6 @@ func (r *Replica) fail(err error) {
 	r.poison(&a, err)
 	r.mu.Unlock()
 	r.finish(&a)
-}
-
-// watchStore poisons the replica when its store fails behind its back (the applier's or the checkpoint's I/O).
-func (r *Replica) watchStore() {
-	select {
-	case <-r.ctx.Done():
-	case <-r.store.Failed():
-		r.fail(r.store.Err())
-	}
 }
 
 // stepDown ends all sessions and forgets their requests, with mu held.

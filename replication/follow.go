@@ -39,15 +39,15 @@ type follower struct {
 	bytes   int
 	img     blockdev.RegionImage
 
-	answer sync.Mutex // held over writing to conn; taken before Replica.mu
-	nonce  uint64     // newest seen, guarded by answer
-	fresh  bool       // it was not answered yet, guarded by answer
+	answer sync.Locker // held over writing to conn; taken before Replica.mu
+	nonce  uint64      // newest seen, guarded by answer
+	fresh  bool        // it was not answered yet, guarded by answer
 	head   [headerSize]byte
 }
 
 // ServeStream follows a primary over a connection on which its Hello has been read. It returns when the stream ends.
 func (r *Replica) ServeStream(conn net.Conn, rd *reader, h hello) error {
-	f := &follower{r: r, conn: conn, rd: rd, from: h.From}
+	f := &follower{r: r, conn: conn, rd: rd, from: h.From, answer: r.rt.Mutex()}
 	w, err := f.accept(h)
 	if err != nil {
 		if errors.Is(err, errStaleView) {
@@ -94,7 +94,7 @@ func (f *follower) accept(h hello) (welcome, error) {
 	}
 	switch {
 	case took && r.follower == f && r.core.Accepts(f.from, h.View.Num):
-		r.wg.Add(1) // until leave; r.closed is false
+		r.running++ // until leave; r.closed is false
 	case r.follower == f:
 		r.follower = nil
 		return welcome{}, errStaleView
@@ -108,7 +108,7 @@ func (f *follower) accept(h hello) (welcome, error) {
 
 func (f *follower) leave() {
 	r := f.r
-	defer r.wg.Done()
+	defer r.ended()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f.held {
@@ -135,7 +135,7 @@ func (f *follower) send(b []byte) error {
 }
 
 func (f *follower) writeLocked(b []byte) error {
-	if err := f.conn.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
+	if err := f.conn.SetWriteDeadline(f.r.rt.Now().Add(answerTimeout)); err != nil {
 		return err
 	}
 	_, err := f.conn.Write(b)

@@ -72,7 +72,6 @@ type Node struct {
 	ctx    context.Context // ends with Close, or when the node cannot go on
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
-	greet  chan struct{} // one token for each connection that has not said Hello
 
 	incarnation string        // of this process, in pings
 	pings       atomic.Uint64 // how many were sent
@@ -94,7 +93,7 @@ func StartNode(o NodeOptions) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{opts: o, home: h, incarnation: uuid.NewString(), greet: make(chan struct{}, maxGreetings),
+	n := &Node{opts: o, home: h, incarnation: uuid.NewString(),
 		replicas: map[viewsvc.VolumeID]*Replica{},
 		making:   map[viewsvc.VolumeID]bool{}, conns: map[net.Conn]struct{}{}}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())

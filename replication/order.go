@@ -3,7 +3,6 @@ package replication
 import (
 	"errors"
 	"sync/atomic"
-	"time"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
@@ -85,10 +84,7 @@ func (r *Replica) commitLoop() {
 
 // RoomMade lets the committer look again whether the log has room. It is for the store's OnRoom: it does not block.
 func (r *Replica) RoomMade() {
-	select {
-	case r.room <- struct{}{}:
-	default: // it is going to look anyway
-	}
+	r.room.Ring()
 }
 
 // beginnable tells whether a tenure is to begin, with mu held.
@@ -215,7 +211,7 @@ func (r *Replica) seal(fb *frameBuf, a *after, sync bool) {
 	fb.frame = fb.builder.Seal(wal.Header{
 		Salt: r.store.Salt(), Epoch: wal.Epoch(r.core.View().Tenure), Incarnation: r.store.Incarnation(),
 		First: r.end + 1, Commit: r.core.Commit(), Stable: r.core.Stable(),
-		Chain: r.store.EndSum(), Flags: flags, Time: time.Now().UnixNano()})
+		Chain: r.store.EndSum(), Flags: flags, Time: r.rt.Now().UnixNano()})
 	r.end = fb.frame.Last()
 	r.inflight = fb
 	for _, s := range r.streams {

@@ -61,7 +61,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	}
 	if moved {
 		for _, s := range r.streams {
-			s.retryNow()
+			s.retry.Ring()
 		}
 	}
 	r.core.Observe(o.View)
@@ -110,7 +110,7 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 	}
 	for _, p := range r.core.peers {
 		pr := viewsvc.Progress{Replica: p.id, Match: uint64(p.durable)}
-		if s := r.streams[p.id]; s != nil {
+		if s := r.streamTo(p.id); s != nil {
 			pr.BytesDone, pr.BytesLeft, pr.Rate = s.progress()
 		}
 		if p.required {

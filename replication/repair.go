@@ -73,10 +73,8 @@ func (r *Replica) repair(block uint64) error {
 	err := errNoCopy
 	for try := range repairTries {
 		if try > 0 {
-			select {
-			case <-r.ctx.Done():
+			if !sleep(r.ctx, r.rt, repairPause) {
 				return r.ctx.Err()
-			case <-time.After(repairPause):
 			}
 		}
 		for _, f := range r.fetches(block) {
@@ -118,7 +116,7 @@ func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
 		return nil, 0, err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(repairTimeout)); err != nil {
+	if err := conn.SetDeadline(r.rt.Now().Add(repairTimeout)); err != nil {
 		return nil, 0, err
 	}
 	if _, err := conn.Write(msg{Type: msgFetch, View: f.View}.encodeJSON(f)); err != nil {
@@ -140,14 +138,14 @@ func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
 	r.mu.Lock()
 	ok := !r.closed && r.core.State() == StateBackup && r.core.Accepts(f.From, f.View)
 	if ok {
-		r.wg.Add(1) // the store stays open
+		r.running++ // the store stays open
 	}
 	r.mu.Unlock()
 	if !ok {
 		return errStaleView
 	}
-	defer r.wg.Done()
-	if err := conn.SetDeadline(time.Now().Add(repairTimeout)); err != nil {
+	defer r.ended()
+	if err := conn.SetDeadline(r.rt.Now().Add(repairTimeout)); err != nil {
 		return err
 	}
 	asOf := r.store.Marks().Committed // before the block is read

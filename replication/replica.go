@@ -26,6 +26,8 @@ type ReplicaOptions struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
 	OnEvent func(Event)
+	// Runtime is what the replica's goroutines run in; nil means Go's own.
+	Runtime Runtime
 }
 
 // hardState is what a replica must find again after a crash, beside its log. blockdev.Store keeps it.
@@ -47,17 +49,18 @@ type Replica struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	rt     Runtime
 
-	syncMu     sync.Mutex    // held over store.Sync
-	syncWanted chan struct{} // to syncLoop; holds one token at most
-	room       chan struct{} // to tickLoop; holds one token at most
+	syncMu     sync.Locker // held over store.Sync
+	syncWanted Alarm       // to syncLoop
+	room       Alarm       // to roomLoop
 
-	mu   sync.Mutex // guards everything below
-	work *sync.Cond // to the committer: something to order
-	idle *sync.Cond // logBusy ended, a session's busy fell
-	core *Core
-	hard hardState
+	mu      sync.Locker // guards everything below
+	work    Cond        // to the committer: something to order
+	idle    Cond        // logBusy ended, a session's busy fell, a goroutine ended
+	running int         // goroutines that Close waits for
+	core    *Core
+	hard    hardState
 
 	// logBusy is the right to write the log: to append, cut or begin it anew. The committer takes it for a frame, a
 	// stream from a primary for a batch of frames. Whoever takes it checks his role after that.
@@ -73,12 +76,12 @@ type Replica struct {
 	stableWait []pendingReq // committed, but to be stable before they are completed; by LSN
 	readWait   []readReq    // reads without a confirmed ticket; by ticket
 	readQueue  []readReq    // reads to be done by the readers
-	readers    *sync.Cond
+	readers    Cond
 	beginView  viewsvc.View    // a tenure whose VIEW record is to be appended; Num 0: none
 	begun      viewsvc.ViewNum // newest tenure whose VIEW record was sealed: from then on end is right
 	end        wal.LSN         // last LSN that was given out
 	inflight   *frameBuf       // sealed and sent, not yet in the log
-	streams    map[viewsvc.ReplicaID]*stream
+	streams    []*stream       // in the order in which they were opened
 	nextStream uint64
 	peers      map[viewsvc.ReplicaID]viewsvc.Peer
 	askSync    bool // a flush waits: ask the peers to sync with the next Confirm
@@ -120,37 +123,51 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
 	}
+	if o.Runtime == nil {
+		o.Runtime = goRuntime{}
+	}
+	rt := o.Runtime
 	m := o.Store.Marks()
-	r := &Replica{opts: o, store: o.Store, id: viewsvc.ReplicaID(id.Replica), hard: hard, end: m.End,
+	r := &Replica{opts: o, store: o.Store, rt: rt, id: viewsvc.ReplicaID(id.Replica), hard: hard, end: m.End,
 		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID},
 			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect}),
-		syncWanted: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),
 		sessions: map[*session]struct{}{}, named: map[string]*session{},
-		streams: map[viewsvc.ReplicaID]*stream{}, peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
+		peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
 	r.core.SetSync(hard.Volume.Sync)
-	r.work, r.idle, r.readers = sync.NewCond(&r.mu), sync.NewCond(&r.mu), sync.NewCond(&r.mu)
+	r.work, r.idle, r.readers = rt.Cond(r.mu), rt.Cond(r.mu), rt.Cond(r.mu)
 	r.pool.New = func() any { return new(frameBuf) }
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if err := r.saveHard(); err != nil {
 		r.cancel()
 		return nil, err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.start(r.commitLoop) // each of these ends with Close
 	r.start(r.tickLoop)
+	r.start(r.roomLoop)
 	r.start(r.syncLoop)
-	r.start(r.watchStore)
 	for range readerCount {
 		r.start(r.readLoop)
 	}
 	return r, nil
 }
 
+// start starts a goroutine that Close waits for, with mu held.
 func (r *Replica) start(f func()) {
-	r.wg.Add(1)
-	go func() {
-		defer r.wg.Done()
+	r.running++
+	r.rt.Go(func() {
+		defer r.ended()
 		f()
-	}()
+	})
+}
+
+func (r *Replica) ended() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running--
+	r.idle.Broadcast()
 }
 
 // ID is the replica's name.
@@ -176,11 +193,12 @@ func (r *Replica) Close() error {
 	r.work.Broadcast()
 	r.idle.Broadcast()
 	r.readers.Broadcast()
+	r.syncWanted.Ring()
+	r.room.Ring()
 	r.mu.Unlock()
 	r.finish(&a)
-	r.wg.Wait() // also for a follower in ServeStream
 	r.mu.Lock()
-	for r.logBusy { // a client that orders its own write
+	for r.running > 0 || r.logBusy { // a follower in ServeStream counts; a client may order its own write
 		r.idle.Wait()
 	}
 	r.mu.Unlock()
@@ -207,21 +225,24 @@ func (r *Replica) releaseLog() {
 	}
 }
 
-// tickLoop is the core's sense of time. It also wakes those who wait for room in the log.
+// tickLoop is the core's sense of time. It also finds out when the store failed behind everybody's back, in the applier's
+// or the checkpoint's I/O.
 func (r *Replica) tickLoop() {
-	t := time.NewTicker(time.Second / TicksPerSecond)
-	defer t.Stop()
-	for {
-		select {
-		case <-r.ctx.Done():
-			return
-		case <-t.C:
-			r.do(func(c *Core) { c.Tick() })
-		case <-r.room:
-			r.mu.Lock()
-			r.work.Broadcast()
-			r.mu.Unlock()
+	for sleep(r.ctx, r.rt, time.Second/TicksPerSecond) {
+		if err := r.store.Err(); err != nil {
+			r.fail(err)
 		}
+		r.do(func(c *Core) { c.Tick() })
+	}
+}
+
+// roomLoop wakes those who wait for room in the log.
+func (r *Replica) roomLoop() {
+	for r.ctx.Err() == nil {
+		r.room.Wait(r.ctx, forever)
+		r.mu.Lock()
+		r.work.Broadcast()
+		r.mu.Unlock()
 	}
 }
 
@@ -230,23 +251,19 @@ const flushInterval = 200 * time.Millisecond
 
 // syncLoop syncs the log when somebody asks, and by itself in sync mode flush, where nobody need ever ask.
 func (r *Replica) syncLoop() {
-	t := time.NewTicker(flushInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-r.ctx.Done():
-			return
-		case <-r.syncWanted:
-		case <-t.C:
-			r.mu.Lock()
-			needed := r.hard.Volume.Sync == viewsvc.SyncFlush && r.core.durable < r.core.written
-			r.mu.Unlock()
-			if !needed {
-				continue
-			}
+	for r.ctx.Err() == nil {
+		if !r.syncWanted.Wait(r.ctx, flushInterval) && !r.unsynced() {
+			continue
 		}
 		r.syncNow()
 	}
+}
+
+// unsynced tells whether something waits for the sync that nobody asks for.
+func (r *Replica) unsynced() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.hard.Volume.Sync == viewsvc.SyncFlush && r.core.durable < r.core.written
 }
 
 // syncStore syncs the log. One sync is in flight at a time.

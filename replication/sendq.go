@@ -29,8 +29,8 @@ type sendq struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: not a kernel socket; only run writes
 
-	mu      sync.Mutex // guards everything below; not held during a system call
-	more    *sync.Cond // to run and to waitBelow
+	mu      sync.Locker // guards everything below; not held during a system call
+	more    Cond        // to run and to waitBelow
 	queue   []outMsg
 	sent    int // bytes of queue[0] that are sent
 	bytes   int
@@ -46,9 +46,9 @@ type sendq struct {
 	}
 }
 
-func newSendq(conn net.Conn) *sendq {
-	q := &sendq{conn: conn}
-	q.more = sync.NewCond(&q.mu)
+func newSendq(rt Runtime, conn net.Conn) *sendq {
+	q := &sendq{conn: conn, mu: rt.Mutex()}
+	q.more = rt.Cond(q.mu)
 	if sc, ok := conn.(syscall.Conn); ok {
 		q.raw, _ = sc.SyscallConn()
 	}

@@ -60,7 +60,7 @@ func TestMessagesArriveWholeAndInOrder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			send, recv := pipe()
 			defer recv.Close()
-			q := newSendq(send)
+			q := newSendq(goRuntime{}, send)
 			var running sync.WaitGroup
 			running.Go(q.run) // until q.close
 			const n, pushers = 3000, 4
@@ -121,7 +121,7 @@ func TestPusherNeverWaitsForAStuckPeer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			send, recv := pipe()
 			defer recv.Close()
-			q := newSendq(send)
+			q := newSendq(goRuntime{}, send)
 			var running sync.WaitGroup
 			running.Go(q.run)
 			body := make([]byte, 1<<20)
@@ -152,7 +152,7 @@ func TestEveryBodyIsReleasedOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for round := range 50 {
 				send, recv := pipe()
-				q := newSendq(send)
+				q := newSendq(goRuntime{}, send)
 				var running sync.WaitGroup
 				running.Go(q.run)
 				running.Go(func() {

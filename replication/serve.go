@@ -9,10 +9,12 @@ import (
 
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/exportname"
+	"lockstep/viewsvc"
 )
 
 // acceptPeers takes the streams of primaries.
 func (n *Node) acceptPeers() {
+	host := Host{Cluster: n.home.cluster, Find: n.replicaOf, OnEvent: n.opts.OnEvent, Greet: make(chan struct{}, maxGreetings)}
 	for {
 		c, err := n.peers.Accept()
 		if err != nil {
@@ -30,7 +32,7 @@ func (n *Node) acceptPeers() {
 		n.conns[c] = struct{}{}
 		n.mu.Unlock()
 		n.run(func() { // ends when the connection or the node is closed
-			n.servePeer(c)
+			ServePeer(c, host)
 			c.Close()
 			n.mu.Lock()
 			delete(n.conns, c)
@@ -39,31 +41,44 @@ func (n *Node) acceptPeers() {
 	}
 }
 
-// servePeer reads a Hello and gives the connection to the replica that it names.
-func (n *Node) servePeer(c net.Conn) {
+// Host is what serves the connections of other nodes: a Node, or what stands for one in a simulation.
+type Host struct {
+	Cluster func() string
+	Find    func(viewsvc.VolumeID) *Replica // nil: there is none
+	OnEvent func(Event)
+	Runtime Runtime       // nil means Go's own
+	Greet   chan struct{} // its capacity bounds the connections that have not said Hello
+}
+
+// ServePeer serves a connection: it reads the first message and gives the connection to the replica that it names. It
+// returns when the connection has served; closing it is the caller's.
+func ServePeer(c net.Conn, host Host) {
+	if host.Runtime == nil {
+		host.Runtime = goRuntime{}
+	}
 	select {
-	case n.greet <- struct{}{}:
+	case host.Greet <- struct{}{}:
 	default:
 		return // too many strangers
 	}
-	h, rd, err := n.greeting(c)
-	<-n.greet
+	h, rd, err := host.greeting(c)
+	<-host.Greet
 	if err != nil || rd == nil {
 		return // the view service probes whether somebody listens, and anybody may connect: not worth a word
 	}
-	r := n.replicaOf(h.Volume.ID)
-	if r == nil || r.ID() != h.To || h.Cluster != n.home.cluster() {
-		n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From,
+	r := host.Find(h.Volume.ID)
+	if r == nil || r.ID() != h.To || h.Cluster != host.Cluster() {
+		host.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From,
 			Err: fmt.Errorf("refused a stream for replica %s of cluster %s: it is not here", h.To, h.Cluster)})
 		return
 	}
 	err = r.ServeStream(c, rd, h)
-	n.opts.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From, Err: err})
+	host.OnEvent(Event{Kind: EventStreamDown, Volume: h.Volume.Name, Replica: h.To, Peer: h.From, Err: err})
 }
 
 // greeting reads the first message. A Fetch is answered here; a Hello is the caller's.
-func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
-	if err := c.SetReadDeadline(time.Now().Add(greetingTimeout)); err != nil {
+func (host Host) greeting(c net.Conn) (h hello, rd *reader, err error) {
+	if err := c.SetReadDeadline(host.Runtime.Now().Add(greetingTimeout)); err != nil {
 		return h, nil, err
 	}
 	rd = newReader(c)
@@ -83,7 +98,7 @@ func (n *Node) greeting(c net.Conn) (h hello, rd *reader, err error) {
 		if err := decodeJSON(body, &f); err != nil {
 			return h, nil, err
 		}
-		if r := n.replicaOf(f.Volume); r != nil && r.ID() == f.To && f.Cluster == n.home.cluster() {
+		if r := host.Find(f.Volume); r != nil && r.ID() == f.To && f.Cluster == host.Cluster() {
 			return h, nil, r.ServeFetch(c, f)
 		}
 	}

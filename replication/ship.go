@@ -114,12 +114,8 @@ func (s *stream) ship(q *sendq, p plan) error {
 
 // pause waits for a frame that is being written to reach the log.
 func (s *stream) pause(d time.Duration) error {
-	select {
-	case <-s.ctx.Done():
-		return s.ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
+	sleep(s.ctx, s.r.rt, d)
+	return s.ctx.Err()
 }
 
 // readFrames reads whole frames from the log, growing the buffer to what one needs.

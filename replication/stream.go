@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -37,10 +38,12 @@ type stream struct {
 	tenure viewsvc.ViewNum
 	ctx    context.Context
 	cancel context.CancelFunc
-	retry  chan struct{} // something changed that may help a dial
+	retry  Alarm // something changed that may help a dial
 
 	// Guarded by Replica.mu.
-	id     uint64 // of the present connection
+	conn   net.Conn // the present connection, also while it is greeted
+	tasks  int      // goroutines that serve it
+	id     uint64   // of the present connection, once it was greeted
 	q      *sendq
 	up     bool // greetings were exchanged; messages may be queued
 	direct bool // frames are queued as they are made; before that they are shipped from the log
@@ -53,27 +56,35 @@ type stream struct {
 // held.
 func (r *Replica) reconcileStreams() {
 	tenure := r.core.View().Tenure
-	want := map[viewsvc.ReplicaID]bool{}
-	for _, id := range r.core.Targets() {
-		want[id] = true
-	}
-	for id, s := range r.streams {
-		if !want[id] || s.tenure != tenure {
+	want := r.core.Targets()
+	r.streams = slices.DeleteFunc(r.streams, func(s *stream) bool {
+		stale := s.tenure != tenure || !slices.Contains(want, s.peer)
+		if stale {
 			s.stop()
-			delete(r.streams, id)
 		}
-	}
+		return stale
+	})
 	if r.closed {
 		return
 	}
-	for id := range want {
-		if r.streams[id] == nil {
-			s := &stream{r: r, peer: id, tenure: tenure, retry: make(chan struct{}, 1)}
+	for _, id := range want {
+		if r.streamTo(id) == nil {
+			s := &stream{r: r, peer: id, tenure: tenure, retry: r.rt.Alarm()}
 			s.ctx, s.cancel = context.WithCancel(r.ctx)
-			r.streams[id] = s
+			r.streams = append(r.streams, s)
 			r.start(s.loop)
 		}
 	}
+}
+
+// streamTo finds the stream to a peer, nil if there is none. mu is held.
+func (r *Replica) streamTo(peer viewsvc.ReplicaID) *stream {
+	for _, s := range r.streams {
+		if s.peer == peer {
+			return s
+		}
+	}
+	return nil
 }
 
 // stop ends the stream for good, with mu held.
@@ -83,12 +94,8 @@ func (s *stream) stop() {
 	if s.q != nil {
 		s.q.close(context.Canceled)
 	}
-}
-
-func (s *stream) retryNow() {
-	select {
-	case s.retry <- struct{}{}:
-	default:
+	if s.conn != nil {
+		s.conn.Close()
 	}
 }
 
@@ -96,7 +103,7 @@ func (s *stream) retryNow() {
 func (s *stream) loop() {
 	wait := redialMin
 	for s.ctx.Err() == nil {
-		began := time.Now()
+		began := s.r.rt.Now()
 		err := s.connect()
 		if s.ctx.Err() != nil {
 			return
@@ -108,16 +115,11 @@ func (s *stream) loop() {
 				c.PeerDown(s.peer, s.id, refused)
 			}
 		})
-		if time.Since(began) > time.Second {
+		if s.r.rt.Now().Sub(began) > time.Second {
 			wait = redialMin // it had worked; a reset is worth an immediate second look
 			continue
 		}
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.retry:
-		case <-time.After(wait):
-		}
+		s.retry.Wait(s.ctx, wait)
 		wait = min(2*wait, redialMax)
 	}
 }
@@ -137,10 +139,13 @@ func (s *stream) connect() error {
 		return err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(s.ctx, func() { conn.Close() })
-	defer stop()
-
-	if err := conn.SetDeadline(time.Now().Add(greetingTimeout)); err != nil {
+	r.mu.Lock()
+	s.conn = conn // stop closes it
+	r.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return s.ctx.Err()
+	}
+	if err := conn.SetDeadline(r.rt.Now().Add(greetingTimeout)); err != nil {
 		return err
 	}
 	if _, err := conn.Write(msg{Type: msgHello, View: h.View.Num}.encodeJSON(h)); err != nil {
@@ -188,7 +193,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	if err != nil {
 		return err
 	}
-	q := newSendq(conn)
+	q := newSendq(r.rt, conn)
 	var a after
 	r.mu.Lock()
 	if s.ctx.Err() != nil || r.core.View().Tenure != s.tenure || !r.core.State().Primary() {
@@ -200,7 +205,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 		return errors.New("replication: a member's log does not reach back to the primary's") // I5 would not hold
 	}
 	r.nextStream++
-	s.id, s.q, s.up, s.direct, s.started = r.nextStream, q, true, false, time.Now()
+	s.id, s.q, s.up, s.direct, s.started = r.nextStream, q, true, false, r.rt.Now()
 	view := r.core.View()
 	// The view may be newer than the one in the greeting; the peer has to be in it before anything counts.
 	q.pushEncoded(msg{Type: msgView, View: view.Num}.encodeJSON(view))
@@ -222,27 +227,37 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	r.finish(&a)
 	q.flush()
 
-	done := make(chan struct{})
-	go func() { // ends when the connection is closed
-		defer close(done)
-		q.close(s.readAcks(rd, s.id))
-	}()
-	sending := make(chan struct{})
-	go func() { // ends with q.close
-		defer close(sending)
-		q.run()
-	}()
+	s.task(func() { q.close(s.readAcks(rd, s.id)) }) // ends when the connection is closed
+	s.task(q.run)                                    // ends with q.close
 	if err := s.ship(q, p); err != nil {
 		q.close(err)
 	}
-	<-done
-	<-sending
 	r.mu.Lock()
+	for s.tasks > 0 {
+		r.idle.Wait()
+	}
 	s.up, s.direct = false, false
 	r.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.err
+}
+
+// task starts a goroutine that serves the connection beside this one.
+func (s *stream) task(f func()) {
+	r := s.r
+	r.mu.Lock()
+	s.tasks++
+	r.mu.Unlock()
+	r.rt.Go(func() {
+		defer func() {
+			r.mu.Lock()
+			s.tasks--
+			r.idle.Broadcast()
+			r.mu.Unlock()
+		}()
+		f()
+	})
 }
 
 // readAcks takes the peer's answers until the connection ends. Of those that arrived together the last one says it all.
@@ -287,7 +302,7 @@ func (s *stream) progress() (done, left uint64, rate float64) {
 	if s.copyTotal > s.copyBytes {
 		left = s.copyTotal - s.copyBytes
 	}
-	if t := time.Since(s.started).Seconds(); t > 0 && s.up {
+	if t := s.r.rt.Now().Sub(s.started).Seconds(); t > 0 && s.up {
 		rate = float64(s.copyBytes) / t
 	}
 	return s.copyBytes, left, rate
