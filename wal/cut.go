@@ -147,6 +147,9 @@ func (l *Log) zero(ghosts []Pos, except Pos, marked bool) error {
 			segs = append(segs, s)
 		}
 	}
+	if l.o.broken.has(unsyncedErase) {
+		return nil
+	}
 	for _, s := range segs {
 		if err := l.syncSegment(s); err != nil {
 			return err

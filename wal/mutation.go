@@ -14,6 +14,8 @@ const (
 	retrySync                             // W5
 	callItTorn                            // W7: corruption is taken for a torn tail
 	lazySegments                          // W8
+	noSync                                // what Sync calls durable is not
+	unsyncedErase                         // W4: what is behind a cut is erased in memory only
 )
 
 func (m mutation) has(x mutation) bool { return m&x != 0 }

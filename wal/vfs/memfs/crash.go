@@ -1,14 +1,16 @@
 package memfs
 
 import (
+	"cmp"
 	"fmt"
-	"math/rand/v2"
+	"hash/maphash"
+	"maps"
 	"slices"
 )
 
-// Op describes an operation that was not synced yet.
+// Op describes an operation.
 type Op struct {
-	Kind     string // create, mkdir, rename, remove, write, truncate, punch
+	Kind     string // create, mkdir, rename, remove, write, truncate, punch, sync, syncdir; to Inject also read
 	Name     string
 	Off, Len int64 // bytes: write and punch; truncate: Len is the new size
 }
@@ -69,14 +71,17 @@ func (c *change) apply(s side, survives func(sector int) bool) {
 			to.write(c.data, c.op.Off)
 			return
 		}
-		// Sectors are those of the file, not of the write (D1).
-		for i, off := 0, c.op.Off; off < c.op.Off+c.op.Len; i++ {
-			end := min((off/sectorBytes+1)*sectorBytes, c.op.Off+c.op.Len)
-			if survives(i) {
-				to.write(c.data[off-c.op.Off:end-c.op.Off], off)
+		// Sectors are those of the file, not of the write (D1). Neighbours go together.
+		from, off, last := c.op.Off, c.op.Off, c.op.Off+c.op.Len
+		for i := 0; off < last; i++ {
+			end := min((off/sectorBytes+1)*sectorBytes, last)
+			if !survives(i) {
+				to.write(c.data[from-c.op.Off:off-c.op.Off], from)
+				from = end
 			}
 			off = end
 		}
+		to.write(c.data[from-c.op.Off:], from)
 	}
 }
 
@@ -104,63 +109,6 @@ func (m *FS) changeFile(n *node, op Op, data []byte) {
 	n.pending = append(n.pending, c)
 }
 
-// Fate decides what of the un-synced operations is on the disk after a crash: for operation i of FS.Pending, and for
-// each sector of it if it is a write; 0 otherwise.
-type Fate struct {
-	Name     string
-	Survives func(i, sector int) bool
-}
-
-// Fates of everything at once.
-var (
-	None = Fate{"none", func(int, int) bool { return false }}
-	All  = Fate{"all", func(int, int) bool { return true }}
-)
-
-// Drop is the fate in which operation i alone is lost.
-func Drop(i int) Fate {
-	return Fate{fmt.Sprintf("drop %d", i), func(j, _ int) bool { return j != i }}
-}
-
-// Keep is the fate in which operation i alone survives.
-func Keep(i int) Fate {
-	return Fate{fmt.Sprintf("keep %d", i), func(j, _ int) bool { return j == i }}
-}
-
-// Torn is the fate in which only the sectors [from, to) of operation i survive, and all others whole.
-func Torn(i, from, to int) Fate {
-	return Fate{fmt.Sprintf("torn %d: %d to %d", i, from, to), func(j, s int) bool { return j != i || from <= s && s < to }}
-}
-
-// Random is a fate in which each sector survives with probability p.
-func Random(seed uint64, p float64) Fate {
-	return Fate{fmt.Sprintf("random %d %.2f", seed, p), func(i, s int) bool {
-		return rand.New(rand.NewPCG(seed, uint64(i)<<32|uint64(s))).Float64() < p
-	}}
-}
-
-// Fates lists the fates that a crash test should try for pending operations: none and all survive; each alone is lost,
-// survives, is torn at either end; and a few random ones.
-func Fates(pending []Op, seed uint64) []Fate {
-	list := []Fate{None}
-	if len(pending) == 0 {
-		return list
-	}
-	list = append(list, All)
-	for i, op := range pending {
-		if len(pending) > 1 {
-			list = append(list, Drop(i), Keep(i))
-		}
-		if sectors := int(op.Len+sectorBytes-1) / sectorBytes; op.Kind == "write" && sectors > 1 {
-			list = append(list, Torn(i, 0, 1), Torn(i, 1, sectors), Torn(i, 0, sectors-1), Torn(i, 0, sectors/2))
-		}
-	}
-	for k := range uint64(3) {
-		list = append(list, Random(seed+k, 0.25*float64(k+1)))
-	}
-	return list
-}
-
 // Pending lists the operations that were not synced, oldest first.
 func (m *FS) Pending() []Op {
 	m.mu.Lock()
@@ -177,7 +125,7 @@ func (m *FS) pending() []*change {
 	for n := range m.nodes() {
 		list = append(list, n.pending...)
 	}
-	slices.SortFunc(list, func(a, b *change) int { return a.seq - b.seq })
+	slices.SortFunc(list, func(a, b *change) int { return cmp.Compare(a.seq, b.seq) })
 	return list
 }
 
@@ -212,36 +160,99 @@ func (m *FS) nodes() map[*node]bool {
 func (m *FS) Crash(fate Fate) *FS {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	copies := map[*node]*node{}
-	for n := range m.nodes() {
-		copies[n] = &node{dir: n.dir, disk: n.disk.clone(), stable: map[string]*node{}}
-	}
-	for n, c := range copies {
-		for name, child := range n.stable {
-			c.stable[name] = copies[child]
+	after, copies := m.stable()
+	pending := m.pending()
+	for i, c := range pending {
+		if c.file == nil && fate.Survives(i, 0) {
+			c.on(copies).apply(stableSide, nil)
 		}
 	}
-	for i, c := range m.pending() {
-		c := change{op: c.op, links: slices.Clone(c.links), file: copies[c.file], data: c.data}
-		for k, l := range c.links {
-			c.links[k] = link{copies[l.dir], l.name, copies[l.node]}
+	for k := range pending {
+		i := k
+		if fate.Reversed {
+			i = len(pending) - 1 - k
 		}
-		if c.file == nil && !fate.Survives(i, 0) {
-			continue
+		if c := pending[i]; c.file != nil && (c.op.Kind == "write" || fate.Survives(i, 0)) {
+			c.on(copies).apply(stableSide, func(s int) bool { return fate.Survives(i, s) })
 		}
-		if c.file != nil && c.op.Kind != "write" && !fate.Survives(i, 0) {
-			continue
-		}
-		c.apply(stableSide, func(s int) bool { return fate.Survives(i, s) })
 	}
-	after := New()
-	after.root = copies[m.root]
 	for _, c := range copies {
 		c.now = c.disk.clone()
-		c.children = make(map[string]*node, len(c.stable))
-		for name, child := range c.stable {
-			c.children[name] = child
-		}
+		c.children = maps.Clone(c.stable)
 	}
 	return after
+}
+
+// Kill gives the file system as the next process finds it when this one is killed and the machine goes on: all that was
+// written is seen, and is not stable before it is synced. The original is not changed.
+func (m *FS) Kill() *FS {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	after, copies := m.stable()
+	for _, c := range m.pending() {
+		c = c.on(copies)
+		after.seq++
+		c.seq = after.seq
+		if c.file == nil {
+			after.names = append(after.names, c)
+		} else {
+			c.file.pending = append(c.file.pending, c)
+		}
+	}
+	for n, c := range copies {
+		c.now = n.now.clone()
+		c.children = copyEntries(n.children, copies)
+	}
+	return after
+}
+
+// stable copies what is on the disk, and tells which node became which.
+func (m *FS) stable() (after *FS, copies map[*node]*node) {
+	copies = map[*node]*node{}
+	for n := range m.nodes() {
+		copies[n] = &node{dir: n.dir, disk: n.disk.clone()}
+	}
+	for n, c := range copies {
+		c.stable = copyEntries(n.stable, copies)
+	}
+	after = New()
+	after.root = copies[m.root]
+	return after, copies
+}
+
+func copyEntries(entries map[string]*node, copies map[*node]*node) map[string]*node {
+	to := make(map[string]*node, len(entries))
+	for name, n := range entries {
+		to[name] = copies[n]
+	}
+	return to
+}
+
+// on is the change, of the copies of its nodes.
+func (c *change) on(copies map[*node]*node) *change {
+	to := *c
+	to.file = copies[c.file]
+	to.links = slices.Clone(c.links)
+	for k, l := range c.links {
+		to.links[k] = link{copies[l.dir], l.name, copies[l.node]}
+	}
+	return &to
+}
+
+// fingerprint is equal for file systems with equal names and contents on the disk.
+func (m *FS) fingerprint() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.root.fingerprint()
+}
+
+func (n *node) fingerprint() uint64 {
+	if !n.dir {
+		return n.disk.fingerprint()
+	}
+	sum := uint64(1)
+	for _, name := range slices.Sorted(maps.Keys(n.stable)) {
+		sum = mix(mix(sum, maphash.String(printSeed, name)), n.stable[name].fingerprint())
+	}
+	return sum
 }

@@ -27,6 +27,7 @@ func (f *file) check(op string, off, n int64) error {
 }
 
 func (f *file) ReadAt(b []byte, off int64) (int, error) {
+	e := f.fs.begin(Op{Kind: "read", Name: f.name, Off: off, Len: int64(len(b))})
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if err := f.check("read", off, 0); err != nil {
@@ -37,6 +38,9 @@ func (f *file) ReadAt(b []byte, off int64) (int, error) {
 			return 0, &fs.PathError{Op: "read", Path: f.name, Err: err}
 		}
 	}
+	if e.Err != nil {
+		return 0, &fs.PathError{Op: "read", Path: f.name, Err: e.Err}
+	}
 	n := f.n.now.read(b, off)
 	if n < len(b) {
 		return n, io.EOF
@@ -45,20 +49,27 @@ func (f *file) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (f *file) WriteAt(b []byte, off int64) (int, error) {
+	e := f.fs.begin(Op{Kind: "write", Name: f.name, Off: off, Len: int64(len(b))})
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if err := f.check("write", off, 0); err != nil {
 		return 0, err
 	}
-	err := f.fs.count("write", f.name)
-	if errors.Is(err, ErrStopped) {
+	n := len(b)
+	err := f.fs.count("write", f.name, e)
+	switch {
+	case errors.Is(err, ErrStopped):
 		return 0, err
+	case err != nil && e.Err != nil:
+		n = min(n, e.Sectors*sectorBytes)
+	case err != nil:
+		n = n / 2 / sectorBytes * sectorBytes
+	case e.Lost:
+		return n, nil
 	}
-	if err != nil {
-		b = b[:len(b)/2/sectorBytes*sectorBytes]
-	}
-	f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(len(b))}, slices.Clone(b))
-	return len(b), err
+	off += e.Shift
+	f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(n)}, slices.Clone(b[:n]))
+	return n, err
 }
 
 func (f *file) Truncate(size int64) error {
@@ -70,12 +81,13 @@ func (f *file) PunchHole(off, n int64) error {
 }
 
 func (f *file) change(op Op) error {
+	e := f.fs.begin(op)
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if err := f.check(op.Kind, op.Off, op.Len); err != nil {
 		return err
 	}
-	if err := f.fs.count(op.Kind, f.name); err != nil {
+	if err := f.fs.count(op.Kind, f.name, e); err != nil {
 		return err
 	}
 	f.fs.changeFile(f.n, op, nil)
@@ -89,14 +101,18 @@ func (f *file) Size() (int64, error) {
 }
 
 func (f *file) Sync() error {
+	e := f.fs.begin(Op{Kind: "sync", Name: f.name})
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	if err := f.check("sync", 0, 0); err != nil {
 		return err
 	}
-	if err := f.fs.count("sync", f.name); err != nil {
+	if err := f.fs.count("sync", f.name, e); err != nil {
 		if !errors.Is(err, ErrStopped) {
 			lose(f.n.pending)
+			if e.Drop {
+				f.n.now = f.n.disk.clone()
+			}
 		}
 		return err
 	}

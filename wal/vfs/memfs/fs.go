@@ -30,6 +30,8 @@ type FS struct {
 	failAt  int // -1: never
 	failErr error
 	onRead  func(name string, off int64, n int) error
+	before  func(Op)
+	inject  func(Op) Effect
 }
 
 var _ vfs.FS = (*FS)(nil)
@@ -99,8 +101,36 @@ func (m *FS) Flip(name string, off int64, mask byte) error {
 	return nil
 }
 
+// BeforeEach has f called before each operation that counts, with nothing locked: the moment for a crash. nil ends that.
+func (m *FS) BeforeEach(f func(Op)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.before = f
+}
+
+// begin is called at the beginning of each operation, without the lock. It tells what a bad disk makes of it.
+func (m *FS) begin(op Op) Effect {
+	m.mu.Lock()
+	before, inject := m.before, m.inject
+	if m.stopAt >= 0 && m.ops >= m.stopAt {
+		before, inject = nil, nil
+	}
+	m.mu.Unlock()
+	if before != nil && op.Kind != "read" {
+		before(op)
+	}
+	if inject == nil {
+		return Effect{}
+	}
+	e := inject(op)
+	if e.Hang != nil {
+		<-e.Hang
+	}
+	return e
+}
+
 // count numbers an operation. It returns the error that the operation is to fail with.
-func (m *FS) count(op, name string) error {
+func (m *FS) count(op, name string, e Effect) error {
 	n := m.ops
 	if m.stopAt >= 0 && n >= m.stopAt {
 		return &fs.PathError{Op: op, Path: name, Err: ErrStopped}
@@ -108,6 +138,9 @@ func (m *FS) count(op, name string) error {
 	m.ops++
 	if n == m.failAt {
 		return &fs.PathError{Op: op, Path: name, Err: m.failErr}
+	}
+	if e.Err != nil {
+		return &fs.PathError{Op: op, Path: name, Err: e.Err}
 	}
 	return nil
 }
@@ -143,9 +176,10 @@ func (m *FS) parent(op, name string) (dir *node, base string, err error) {
 
 // Create implements vfs.FS.
 func (m *FS) Create(name string) (vfs.File, error) {
+	e := m.begin(Op{Kind: "create", Name: name})
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.count("create", name); err != nil {
+	if err := m.count("create", name, e); err != nil {
 		return nil, err
 	}
 	dir, base, err := m.parent("create", name)
@@ -176,9 +210,10 @@ func (m *FS) Open(name string) (vfs.File, error) {
 
 // MkdirAll implements vfs.FS.
 func (m *FS) MkdirAll(dir string) error {
+	e := m.begin(Op{Kind: "mkdir", Name: dir})
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.count("mkdir", dir); err != nil {
+	if err := m.count("mkdir", dir, e); err != nil {
 		return err
 	}
 	n := m.root
@@ -208,9 +243,10 @@ func (m *FS) List(dir string) ([]string, error) {
 
 // Rename implements vfs.FS.
 func (m *FS) Rename(from, to string) error {
+	e := m.begin(Op{Kind: "rename", Name: from})
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.count("rename", from); err != nil {
+	if err := m.count("rename", from, e); err != nil {
 		return err
 	}
 	src, oldBase, err := m.parent("rename", from)
@@ -234,9 +270,10 @@ func (m *FS) Rename(from, to string) error {
 
 // RemoveAll implements vfs.FS. The removal of a tree is one operation.
 func (m *FS) RemoveAll(name string) error {
+	e := m.begin(Op{Kind: "remove", Name: name})
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.count("remove", name); err != nil {
+	if err := m.count("remove", name, e); err != nil {
 		return err
 	}
 	dir, base, err := m.parent("remove", name)
@@ -249,10 +286,11 @@ func (m *FS) RemoveAll(name string) error {
 
 // SyncDir implements vfs.FS.
 func (m *FS) SyncDir(dir string) error {
+	e := m.begin(Op{Kind: "syncdir", Name: dir})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, findErr := m.find("syncdir", dir)
-	if err := m.count("syncdir", dir); err != nil {
+	if err := m.count("syncdir", dir, e); err != nil {
 		if findErr == nil && !errors.Is(err, ErrStopped) {
 			lose(m.changesOf(n))
 		}
@@ -309,5 +347,5 @@ func (m *FS) Restart() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.locked = map[string]bool{}
-	m.stopAt, m.failAt, m.onRead = -1, -1, nil
+	m.stopAt, m.failAt, m.onRead, m.before, m.inject = -1, -1, nil, nil, nil
 }
