@@ -96,6 +96,21 @@ func BenchmarkRead(b *testing.B) {
 					}
 				}
 			})
+			if size > MaxCachedRead {
+				continue
+			}
+			b.Run(fmt.Sprintf("%s/%dK/cached", from, size>>10), func(b *testing.B) {
+				dst := wal.AlignedBuffer(size)
+				n := uint64(size / BlockSize)
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				rnd := rand.New(rand.NewPCG(1, 1))
+				for b.Loop() {
+					if !s.ReadCached(rnd.Uint64N(blocks/n)*n, dst) {
+						b.Fatal("not in memory")
+					}
+				}
+			})
 		}
 	}
 }

@@ -78,6 +78,16 @@ func (t *sumTable) get(block uint64, dst []uint32) error {
 	return nil
 }
 
+// cached is get for pages that are loaded; false if one is not.
+func (t *sumTable) cached(block uint64, dst []uint32) bool {
+	for first, last := int(block/sumsPerPage), int((block+uint64(len(dst))-1)/sumsPerPage); first <= last; first++ {
+		if t.pages[first].Load() == nil {
+			return false
+		}
+	}
+	return t.get(block, dst) == nil // a page that was dropped just now is read again: rare enough
+}
+
 // page returns a page that may be dropped while the caller reads it: it then sees the sums as they were.
 func (t *sumTable) page(i int) (*sumPage, error) {
 	if p := t.pages[i].Load(); p != nil {

@@ -77,11 +77,11 @@ func requests(op blockdev.Op, depth, bytes int) []*blockdev.Request {
 	return reqs
 }
 
-func benchmarkDevice(b *testing.B, sync viewsvc.SyncMode, op blockdev.Op, depth, bytes int) {
-	c := startCluster(b, 2)
-	c.create(viewsvc.Volume{Name: "vol0", Size: 256 << 20, Copies: 2, MinCopies: 1, Sync: sync})
+func benchmarkDevice(b *testing.B, members int, sync viewsvc.SyncMode, op blockdev.Op, depth, bytes int) {
+	c := startCluster(b, members)
+	c.create(viewsvc.Volume{Name: "vol0", Size: 256 << 20, Copies: members, MinCopies: 1, Sync: sync})
 	l := &loadClient{done: make(chan *blockdev.Request, depth)}
-	_, s := attach(b, c, "vol0", 2, l)
+	_, s := attach(b, c, "vol0", members, l)
 	defer s.Close()
 	reqs := requests(op, depth, bytes)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -94,19 +94,24 @@ func benchmarkDevice(b *testing.B, sync viewsvc.SyncMode, op blockdev.Op, depth,
 
 // The whole of ordering, mirroring and committing, between two replicas in this process over loopback.
 func BenchmarkWrite4KAlwaysQD1(b *testing.B) {
-	benchmarkDevice(b, viewsvc.SyncAlways, blockdev.OpWrite, 1, 4096)
+	benchmarkDevice(b, 2, viewsvc.SyncAlways, blockdev.OpWrite, 1, 4096)
 }
 func BenchmarkWrite4KAlwaysQD32(b *testing.B) {
-	benchmarkDevice(b, viewsvc.SyncAlways, blockdev.OpWrite, 32, 4096)
+	benchmarkDevice(b, 2, viewsvc.SyncAlways, blockdev.OpWrite, 32, 4096)
 }
 func BenchmarkWrite4KFlushQD32(b *testing.B) {
-	benchmarkDevice(b, viewsvc.SyncFlush, blockdev.OpWrite, 32, 4096)
+	benchmarkDevice(b, 2, viewsvc.SyncFlush, blockdev.OpWrite, 32, 4096)
 }
 func BenchmarkRead4KQD1(b *testing.B) {
-	benchmarkDevice(b, viewsvc.SyncAlways, blockdev.OpRead, 1, 4096)
+	benchmarkDevice(b, 2, viewsvc.SyncAlways, blockdev.OpRead, 1, 4096)
 }
 func BenchmarkRead4KQD32(b *testing.B) {
-	benchmarkDevice(b, viewsvc.SyncAlways, blockdev.OpRead, 32, 4096)
+	benchmarkDevice(b, 2, viewsvc.SyncAlways, blockdev.OpRead, 32, 4096)
+}
+
+// A primary that has nobody to ask.
+func BenchmarkRead4KAloneQD32(b *testing.B) {
+	benchmarkDevice(b, 1, viewsvc.SyncAlways, blockdev.OpRead, 32, 4096)
 }
 
 // A request costs no memory in steady state; a frame may cost a little.

@@ -8,6 +8,7 @@ import (
 const (
 	readerCount  = 4  // goroutines per replica: a read that misses the page cache waits in one
 	maxReadBurst = 16 // requests that one of them takes at a time
+	maxReadsHere = 64 // of a burst that Submit answers itself
 )
 
 // readReq is a read on its way. ticket is the core's: it may be answered when that is confirmed.
@@ -59,6 +60,46 @@ func dropReads(list []readReq, s *session) []readReq {
 	}
 	clear(list[len(keep):])
 	return keep
+}
+
+// readsHere tells whether Submit should try to answer a read itself: one that is short and in memory is done sooner than
+// a reader has woken up. The rest of a long burst is left to the readers, which work beside.
+func (s *session) readsHere(q *blockdev.Request) bool {
+	return len(s.here) < maxReadsHere && q.Length <= blockdev.MaxCachedRead &&
+		q.Offset%blockdev.BlockSize == 0 && q.Length%blockdev.BlockSize == 0
+}
+
+// readHere answers the reads in s.here, and leaves those that have to wait for the disk to the readers. s.busy counts it.
+func (s *session) readHere() {
+	r := s.r
+	done := s.a.batch[:0]
+	missed := s.here[:0]
+	for _, q := range s.here {
+		if r.store.ReadCached(q.Offset/blockdev.BlockSize, q.Data) {
+			done = append(done, q)
+		} else {
+			missed = append(missed, q)
+		}
+	}
+	s.complete(done)
+	clear(done)
+	s.a.batch = done[:0]
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !s.closed {
+		for _, q := range missed {
+			r.readQueue = append(r.readQueue, readReq{req: q, s: s})
+		}
+		if len(missed) > 0 {
+			r.readers.Signal()
+		}
+	}
+	clear(s.here)
+	s.here = s.here[:0]
+	if s.busy--; s.busy == 0 {
+		r.idle.Broadcast()
+	}
 }
 
 // readLoop is one of the readers. It takes a few reads of one session at a time and gives them back together.

@@ -35,7 +35,9 @@ type session struct {
 	closed bool // nothing of this session is ordered any more (I11)
 	busy   int  // bursts of it in the hands of the committer and of readers
 
-	a after // Submit's own: one goroutine submits
+	// Submit's own: one goroutine submits.
+	a    after
+	here []*blockdev.Request // reads that Submit answers itself, if they are in memory
 
 	mu   sync.Mutex // held while the client is given requests back
 	gone bool       // the client does not want any back
@@ -256,7 +258,9 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 		}
 		switch q.Op {
 		case blockdev.OpRead:
-			if readNow {
+			if readNow && s.readsHere(q) {
+				s.here = append(s.here, q)
+			} else if readNow {
 				r.readQueue = append(r.readQueue, readReq{req: q, s: s})
 			} else {
 				r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
@@ -274,7 +278,10 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 			r.queueBytes += payloadBytes(q)
 		}
 	}
-	inline := r.inlinable()
+	inline := len(s.here) == 0 && r.inlinable()
+	if len(s.here) > 0 {
+		s.busy++
+	}
 	if len(r.queue) > 0 && !inline {
 		r.work.Signal()
 	}
@@ -289,6 +296,9 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 	}
 	r.mu.Unlock()
 	r.finish(a)
+	if len(s.here) > 0 {
+		s.readHere()
+	}
 }
 
 // check refuses what makes no sense.

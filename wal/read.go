@@ -3,6 +3,8 @@ package wal
 import (
 	"errors"
 	"fmt"
+
+	"lockstep/wal/vfs"
 )
 
 // ReadAt reads payload blocks that were written at a position (Frame.DataPos) and lie in one frame. They are as the
@@ -10,21 +12,37 @@ import (
 // ErrCompacted or other bytes; a caller that races with reuse must be able to tell (W3: what it looks for is in
 // the image by then).
 func (l *Log) ReadAt(dst []byte, at Pos) error {
+	if err := l.readable(dst, at); err != nil {
+		return err
+	}
+	return l.read(dst, at)
+}
+
+// ReadCached is ReadAt for payload that is in memory. It returns false, and what dst holds is undefined, when that would
+// have to wait for the disk, and whenever ReadAt would fail.
+func (l *Log) ReadCached(dst []byte, at Pos) bool {
+	if l.readable(dst, at) != nil {
+		return false
+	}
+	file, off := l.locate(at)
+	c, ok := file.(vfs.CacheReader)
+	return ok && c.ReadCachedAt(dst, off)
+}
+
+// readable tells whether a position can be read.
+func (l *Log) readable(dst []byte, at Pos) error {
 	blocks := Pos(len(dst) / BlockSize)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch {
 	case l.err == ErrClosed:
-		defer l.mu.Unlock()
 		return l.err
 	case len(dst)%BlockSize != 0 || at+blocks > l.endPos || at%l.segBlocks+blocks > l.segBlocks:
-		defer l.mu.Unlock()
 		return fmt.Errorf("wal: read of %d bytes at %d: not payload of a frame in the log", len(dst), at)
 	case at/l.segBlocks+Pos(len(l.files)) <= l.newest:
-		l.mu.Unlock()
 		return ErrCompacted
 	}
-	l.mu.Unlock()
-	return l.read(dst, at)
+	return nil
 }
 
 // ReadFrames copies whole frames into buf, from the one that holds the record from, in order, as many as are in

@@ -201,6 +201,17 @@ func (f *osFile) DropCache() {
 	unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED)
 }
 
+// ReadCachedAt implements CacheReader. An error, also that of a file system that cannot tell, counts as "not in memory":
+// the read that follows meets it again, and may wait.
+func (f *osFile) ReadCachedAt(b []byte, off int64) bool {
+	if f.enter("") != nil {
+		return false
+	}
+	defer f.closing.RUnlock()
+	n, err := unix.Preadv2(f.fd, [][]byte{b}, off, unix.RWF_NOWAIT)
+	return err == nil && n == len(b)
+}
+
 // enter keeps the descriptor open until closing.RUnlock.
 func (f *osFile) enter(op string) error {
 	f.closing.RLock()

@@ -59,3 +59,9 @@ type File interface {
 type CacheDropper interface {
 	DropCache()
 }
+
+// CacheReader is a File that can read what is in memory without waiting for the device.
+type CacheReader interface {
+	// ReadCachedAt fills b if all of it is in memory; else it returns false, and what b holds is undefined.
+	ReadCachedAt(b []byte, off int64) bool
+}
