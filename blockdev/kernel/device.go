@@ -1,0 +1,120 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReplayAfter is how often the kernel looks at requests that wait, and so how soon it repeats to a new agent what the
+// former one had not answered (K2). Each look writes a line about each waiting request to the kernel's log, which is
+// why it is not less.
+const ReplayAfter = 5 * time.Second
+
+// Device is /dev/nbdN.
+type Device struct {
+	Index    int
+	sys, dev string // directories of the devices; others in tests
+}
+
+// DeviceAt is a device by its number.
+func DeviceAt(index int) Device { return Device{index, "/sys/block", "/dev"} }
+
+// ParseDevice reads "/dev/nbdN" or "nbdN".
+func ParseDevice(s string) (Device, error) {
+	digits, ok := strings.CutPrefix(strings.TrimPrefix(s, "/dev/"), "nbd")
+	n, err := strconv.ParseUint(digits, 10, 20)
+	if !ok || err != nil || strconv.FormatUint(n, 10) != digits {
+		return Device{}, fmt.Errorf("kernel: %q is no nbd device: write /dev/nbd0", s)
+	}
+	return DeviceAt(int(n)), nil
+}
+
+// Name is "nbdN".
+func (d Device) Name() string { return "nbd" + strconv.Itoa(d.Index) }
+
+// Path is "/dev/nbdN".
+func (d Device) Path() string { return filepath.Join(d.dev, d.Name()) }
+
+// attr reads a file of /sys.
+func (d Device) attr(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(d.sys, d.Name(), name))
+	return strings.TrimSpace(string(b)), err
+}
+
+// Exists tells whether the driver has such a device.
+func (d Device) Exists() bool {
+	_, err := os.Stat(filepath.Join(d.sys, d.Name()))
+	return err == nil
+}
+
+// Attached tells whether the device is attached to something: the driver names who did it.
+func (d Device) Attached() bool {
+	_, err := d.attr("pid")
+	return err == nil
+}
+
+// Identifier is that of Config, or "" if the kernel does not keep it, or nobody gave one.
+func (d Device) Identifier() string {
+	s, _ := d.attr("backend")
+	return s
+}
+
+// Size is the device's size in bytes; 0 if it is not attached.
+func (d Device) Size() uint64 {
+	s, _ := d.attr("size")
+	n, _ := strconv.ParseUint(s, 10, 64)
+	return n * 512 // the unit of /sys, whatever the sectors
+}
+
+// setReplay sets ReplayAfter. A kernel without the attribute (before 5.0) keeps its 30 s.
+func (d Device) setReplay() error {
+	name := filepath.Join(d.sys, d.Name(), "queue", "io_timeout")
+	err := os.WriteFile(name, []byte(strconv.FormatInt(ReplayAfter.Milliseconds(), 10)), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Settle makes what programs wrote to the device stable, and fails with ErrBusy if one uses it: a mounted file system,
+// a device mapper, a program that has it open for itself.
+func (d Device) Settle() error {
+	// O_EXCL without O_CREAT on a block device claims it, as a mount does.
+	f, err := os.OpenFile(d.Path(), os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w", d.Path(), ErrBusy)
+	}
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	return nil
+}
+
+// Devices are all that the driver has, in no order.
+func Devices() ([]Device, error) { return devicesIn(DeviceAt(0)) }
+
+func devicesIn(d Device) ([]Device, error) {
+	entries, err := os.ReadDir(d.sys)
+	if err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	var list []Device
+	for _, e := range entries {
+		if found, err := ParseDevice(e.Name()); err == nil {
+			list = append(list, Device{found.Index, d.sys, d.dev})
+		}
+	}
+	return list, nil
+}
