@@ -47,6 +47,7 @@ const (
 	OpTrim                      // the range is not needed any more; it reads as zeroes afterwards
 	OpWriteZeroes               // the range reads as zeroes afterwards
 	OpCache                     // a hint that the range will be read soon
+	OpExtents                   // say which parts of the range are holes
 )
 
 func (o Op) String() string {
@@ -63,6 +64,8 @@ func (o Op) String() string {
 		return "write_zeroes"
 	case OpCache:
 		return "cache"
+	case OpExtents:
+		return "extents"
 	}
 	return "unknown"
 }
@@ -89,12 +92,46 @@ type Request struct {
 	Data   []byte // OpWrite: the payload, OpRead: the destination; len(Data) == Length, else nil
 	Tag    uint64 // the client's own; devices do not look at it
 
+	// Extents is the result of an OpExtents: from Offset on, without gaps, at least one and never past the request's
+	// end; it may end before that. The device appends to it (AddExtent) and never beyond the capacity, which is the
+	// client's to choose.
+	Extents []Extent
+
 	// Err is the result: nil, or an error that wraps one of this package's.
 	Err error
 
 	// Scratch belongs to the device while it holds the request. The client leaves it alone and reuses
 	// requests, so that a device allocates nothing per request in steady state.
 	Scratch Scratch
+}
+
+// ExtentState says how a part of a disk is kept. The bits are those of NBD's context base:allocation.
+type ExtentState uint32
+
+// The bits of an ExtentState.
+const (
+	ExtentHole ExtentState = 1 << iota // takes no space, as far as the device knows
+	ExtentZero                         // reads as zeroes
+)
+
+// Extent is a part of a disk, of which all is kept in the same way. It begins where the one before it ends.
+type Extent struct {
+	Length uint32 // bytes, not 0
+	State  ExtentState
+}
+
+// AddExtent appends to r.Extents n more bytes, more than 0, as part of the last extent if they are kept like it. It
+// returns false, and appends nothing, when there is no room.
+func (r *Request) AddExtent(n uint32, state ExtentState) bool {
+	if last := len(r.Extents) - 1; last >= 0 && r.Extents[last].State == state {
+		r.Extents[last].Length += n
+		return true
+	}
+	if len(r.Extents) == cap(r.Extents) {
+		return false
+	}
+	r.Extents = append(r.Extents, Extent{n, state})
+	return true
 }
 
 // Scratch is room for a device's own bookkeeping inside a Request.

@@ -65,7 +65,7 @@ func dropReads(list []readReq, s *session) []readReq {
 // readsHere tells whether Submit should try to answer a read itself: one that is short and in memory is done sooner than
 // a reader has woken up. The rest of a long burst is left to the readers, which work beside.
 func (s *session) readsHere(q *blockdev.Request) bool {
-	return len(s.here) < maxReadsHere && q.Length <= blockdev.MaxCachedRead &&
+	return q.Op == blockdev.OpRead && len(s.here) < maxReadsHere && q.Length <= blockdev.MaxCachedRead &&
 		q.Offset%blockdev.BlockSize == 0 && q.Length%blockdev.BlockSize == 0
 }
 
@@ -129,6 +129,10 @@ func (r *Replica) readLoop() {
 		r.mu.Unlock()
 
 		for _, q := range burst {
+			if q.Op == blockdev.OpExtents {
+				q.Err = r.extents(q)
+				continue
+			}
 			scratch, q.Err = r.read(q, scratch)
 		}
 		s.complete(burst)
@@ -165,6 +169,28 @@ func (r *Replica) read(q *blockdev.Request, scratch []byte) ([]byte, error) {
 		scratch = nil
 	}
 	return scratch, nil
+}
+
+// extents says which parts of a range are holes. As with a read, it is the committed content.
+func (r *Replica) extents(q *blockdev.Request) error {
+	end := q.Offset + uint64(q.Length)
+	for off := q.Offset; off < end; {
+		block := off / blockdev.BlockSize
+		n, hole, err := r.store.Extent(block, (end-1)/blockdev.BlockSize+1-block)
+		if err != nil {
+			return readError(err)
+		}
+		state := blockdev.ExtentState(0)
+		if hole {
+			state = blockdev.ExtentHole | blockdev.ExtentZero
+		}
+		next := min(end, (block+n)*blockdev.BlockSize)
+		if !q.AddExtent(uint32(next-off), state) {
+			break
+		}
+		off = next
+	}
+	return nil
 }
 
 func readError(err error) error {

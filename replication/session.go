@@ -226,7 +226,7 @@ func (s *session) Submit(burst []*blockdev.Request) {
 			writes++
 		case blockdev.OpTrim, blockdev.OpWriteZeroes:
 			writes++
-		case blockdev.OpRead:
+		case blockdev.OpRead, blockdev.OpExtents:
 			reads++
 		case blockdev.OpFlush:
 			flushes++
@@ -257,7 +257,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 			continue
 		}
 		switch q.Op {
-		case blockdev.OpRead:
+		case blockdev.OpRead, blockdev.OpExtents:
 			if readNow && s.readsHere(q) {
 				s.here = append(s.here, q)
 			} else if readNow {
@@ -310,7 +310,7 @@ func check(q *blockdev.Request, size uint64) error {
 		if uint64(len(q.Data)) != uint64(q.Length) {
 			return fmt.Errorf("replication: %v of %d bytes with a buffer of %d: %w", q.Op, q.Length, len(q.Data), blockdev.ErrInvalid)
 		}
-	case blockdev.OpTrim, blockdev.OpWriteZeroes, blockdev.OpCache:
+	case blockdev.OpTrim, blockdev.OpWriteZeroes, blockdev.OpCache, blockdev.OpExtents:
 	default:
 		return fmt.Errorf("replication: operation %d: %w", q.Op, blockdev.ErrInvalid)
 	}

@@ -79,6 +79,8 @@ func (d *backendDevice) do(r *blockdev.Request) error {
 	case blockdev.OpTrim, blockdev.OpWriteZeroes:
 		err = d.zero(int64(r.Offset), int(r.Length))
 	case blockdev.OpCache:
+	case blockdev.OpExtents:
+		r.AddExtent(r.Length, 0) // go-nbd's backends do not tell
 	case blockdev.OpFlush:
 		err = d.backend.Sync()
 	default:

@@ -3,6 +3,8 @@ package nbd
 import (
 	"math/bits"
 	"sync"
+
+	"lockstep/blockdev"
 )
 
 // Payload buffers come in powers of two from minBufferBytes to maxPayloadBytes.
@@ -21,6 +23,17 @@ type buffer struct {
 // buffers pools payload buffers by size class. Contents are whatever the last user left.
 type buffers struct {
 	classes [bufferClasses]sync.Pool
+	extents sync.Pool
+}
+
+// extents is room for what a device says to an OpExtents.
+type extents [maxExtents]blockdev.Extent
+
+func (p *buffers) getExtents() *extents {
+	if e, ok := p.extents.Get().(*extents); ok {
+		return e
+	}
+	return new(extents)
 }
 
 // get returns a buffer of at least n bytes; n is at most maxPayloadBytes.

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Defaults of ClientOptions.
@@ -64,6 +67,13 @@ type ClientOptions struct {
 	DialTimeout      time.Duration // for the connection
 	HandshakeTimeout time.Duration // for all that comes before transmission
 	MaxInFlight      int           // requests sent and not answered; further ones wait their turn
+
+	// TLS is nil for a connection that is not encrypted. One set of ClientTLS serves many connections.
+	TLS *ClientTLS
+	// ServerName is what the server's certificate must be for; by default the host that is dialed, or localhost.
+	ServerName string
+
+	tls *clientTLS // as it is for one connection
 }
 
 // Validate fills in defaults and checks the rest.
@@ -98,12 +108,18 @@ func Dial(ctx context.Context, addr string, opts ClientOptions) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	opts.ServerName = cmp.Or(opts.ServerName, hostOf(addr))
 	return NewConn(ctx, nc, opts)
 }
 
 // NewConn is Dial on a connection that was made elsewhere. It owns nc, and closes it on failure.
 func NewConn(ctx context.Context, nc net.Conn, opts ClientOptions) (*Conn, error) {
 	if err := opts.Validate(); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	var err error
+	if opts.tls, err = opts.TLS.forServer(opts.ServerName); err != nil {
 		nc.Close()
 		return nil, err
 	}
@@ -130,7 +146,14 @@ func List(ctx context.Context, addr string, opts ClientOptions) ([]ExportInfo, e
 		return nil, err
 	}
 	defer nc.Close()
-	h := &clientHandshake{w: nc, in: inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)}}
+	sock, err := newSocket(nc)
+	if err != nil {
+		return nil, fmt.Errorf("nbd: connect: %w", err)
+	}
+	h := &clientHandshake{sock: sock, in: inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)}}
+	if h.tls, err = opts.TLS.forServer(cmp.Or(opts.ServerName, hostOf(addr))); err != nil {
+		return nil, err
+	}
 	var exports []ExportInfo
 	err = during(ctx, nc, opts.HandshakeTimeout, func() (err error) {
 		exports, err = h.list()
@@ -156,6 +179,14 @@ func connect(ctx context.Context, addr string, timeout time.Duration) (net.Conn,
 	return nc, nil
 }
 
+// hostOf is the host of an address, as a certificate names it.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil && !strings.HasPrefix(addr, "unix:") {
+		return host
+	}
+	return "localhost"
+}
+
 // during runs a handshake, which ends when ctx does or the timeout is over.
 func during(ctx context.Context, nc net.Conn, timeout time.Duration, shake func() error) error {
 	nc.SetDeadline(time.Now().Add(timeout))
@@ -164,7 +195,8 @@ func during(ctx context.Context, nc net.Conn, timeout time.Duration, shake func(
 	if !stop() && ctx.Err() != nil {
 		return ctx.Err() // the deadline is spoilt
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	// A server that closes without having read all that was asked for resets the connection.
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("%w: %w", ErrHungUp, err)
 	}
 	if err != nil {

@@ -1,7 +1,9 @@
 package nbd
 
 import (
+	"fmt"
 	"net"
+	"slices"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
@@ -23,6 +25,11 @@ type Handler interface {
 type Conn struct {
 	info ExportInfo
 	in   inbuf
+	tls  *clientTLS // nil: not encrypted
+
+	// Fixed when transmission begins.
+	structured bool
+	context    uint32 // base:allocation, if info.Extents
 
 	handler Handler
 	done    []*blockdev.Request // the reader's own
@@ -42,6 +49,9 @@ type clientSlot struct {
 	message
 	req        *blockdev.Request // nil: no answer is due
 	generation uint32            // the other half of the cookie: an answer to an earlier user of the slot is found out
+
+	errno uint32   // of the parts of the answer that came
+	got   coverage // of a read
 }
 
 func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
@@ -51,6 +61,7 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 	}
 	c := &Conn{
 		info:  ExportInfo{Name: opts.Export},
+		tls:   opts.tls,
 		in:    inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)},
 		slots: make([]clientSlot, opts.MaxInFlight),
 		free:  make([]uint32, opts.MaxInFlight),
@@ -66,9 +77,9 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 
 // shake does the handshake.
 func (c *Conn) shake() (err error) {
-	h := &clientHandshake{w: c.sock.nc, in: c.in}
+	h := &clientHandshake{sock: c.sock, in: c.in, tls: c.tls}
 	c.info, err = h.enter(c.info.Name)
-	c.in = h.in
+	c.in, c.structured, c.context = h.in, h.structured, h.context
 	return err
 }
 
@@ -93,12 +104,18 @@ func (c *Conn) Start(h Handler) {
 // requests, Scratch.Link included, until they are completed or Closed is called; or it returns an error and owns
 // nothing. The slice is the caller's again on return.
 //
+// An OpExtents, in a burst to a server that cannot answer it (ExportInfo.Extents), makes Submit fail with
+// ErrNotSupported.
+//
 // A read's Data is filled, a write's Data is sent from where it is. Ranges are not checked here; the server does that.
 func (c *Conn) Submit(burst []*blockdev.Request) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.dead != nil || !c.started {
 		return ErrClosed
+	}
+	if !c.info.Extents && slices.ContainsFunc(burst, func(r *blockdev.Request) bool { return r.Op == blockdev.OpExtents }) {
+		return fmt.Errorf("nbd: the server has no %s: %w", allocationName, ErrNotSupported)
 	}
 	for _, r := range burst {
 		r.Scratch.Link = nil
@@ -113,7 +130,7 @@ func (c *Conn) Submit(burst []*blockdev.Request) error {
 	c.flushLocked()
 	if c.dead != nil {
 		// Found out just now. The requests are taken; the reader will come to the same end and say Closed.
-		c.sock.nc.Close()
+		c.sock.Close()
 	}
 	return nil
 }
@@ -128,9 +145,9 @@ func (c *Conn) Close() error {
 		// Nobody else writes any more. A server that does not hear it sees the end of the connection.
 		var bye [requestHeaderBytes]byte
 		encodeRequest(bye[:], protocol.TransmissionRequestHeader{Type: protocol.TRANSMISSION_TYPE_REQUEST_DISC})
-		c.sock.tryWrite([][]byte{bye[:]})
+		c.sock.lastWords(bye[:])
 	}
-	c.sock.nc.Close()
+	c.sock.Close()
 	return nil
 }
 
@@ -146,6 +163,8 @@ func (c *Conn) assignLocked() {
 		c.free = c.free[:len(c.free)-1]
 		s.req = r
 		s.generation++
+		s.errno, s.got = 0, s.got[:0]
+		r.Extents = r.Extents[:0] // what an earlier connection said
 		kind, flags := command(r)
 		encodeRequest(s.header[:], protocol.TransmissionRequestHeader{
 			CommandFlags: flags, Type: kind, Handle: uint64(s.generation)<<32 | uint64(s.slot),

@@ -1,20 +1,25 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
 
 // clientHandshake is a client before transmission.
 type clientHandshake struct {
-	w  io.Writer
-	in inbuf
+	sock *socket
+	in   inbuf
+	tls  *clientTLS // nil: not encrypted
 
 	fixed    bool // the server knows more options than EXPORT_NAME
 	noZeroes bool
+
+	structured bool   // reads are answered with structured replies
+	context    uint32 // base:allocation, if extents
+	extents    bool
 }
 
 // hello reads the server's greeting and answers it.
@@ -38,8 +43,38 @@ func (h *clientHandshake) hello() error {
 	if h.noZeroes = flags&handshakeFlagNoZeroes != 0; h.noZeroes {
 		answer |= clientFlagNoZeroes
 	}
-	_, err = h.w.Write(order.AppendUint32(nil, answer))
-	return err
+	if _, err = h.sock.nc.Write(order.AppendUint32(nil, answer)); err != nil || h.tls == nil {
+		return err
+	}
+	return h.startTLS()
+}
+
+// startTLS encrypts what follows, or finds out that the server does not.
+func (h *clientHandshake) startTLS() error {
+	const option = optStartTLS
+	var refusal *OptionError
+	err := error(&OptionError{Option: option, Reply: protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, Text: "the server knows no options"})
+	if h.fixed {
+		if _, err := h.sock.nc.Write(appendOption(nil, option, nil)); err != nil {
+			return err
+		}
+		_, _, err = h.readReply(option)
+	}
+	switch {
+	case errors.As(err, &refusal) && h.tls.mode == TLSOn:
+		return nil
+	case err != nil:
+		return fmt.Errorf("start TLS: %w", err)
+	case len(h.in.buffered()) > 0:
+		return fmt.Errorf("%w: plain text behind the acknowledgement of STARTTLS", ErrProtocol)
+	}
+	tc := tls.Client(h.sock.Conn, h.tls.config)
+	if err := tc.Handshake(); err != nil { // the deadline is the connection's
+		return fmt.Errorf("start TLS: %w", err)
+	}
+	h.sock.startTLS(tc)
+	h.in.src = tc
+	return nil
 }
 
 // enter negotiates an export: by GO, or EXPORT_NAME where the server does not know GO.
@@ -48,23 +83,70 @@ func (h *clientHandshake) enter(export string) (ExportInfo, error) {
 		return ExportInfo{}, err
 	}
 	if h.fixed {
+		if err := h.ask(export); err != nil {
+			return ExportInfo{}, err
+		}
 		i, err := h.goTo(export)
+		i.Extents = h.extents
 		var refusal *OptionError
 		if !errors.As(err, &refusal) || refusal.Reply != protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED {
 			return i, err
 		}
 	}
-	return h.exportName(export)
+	i, err := h.exportName(export)
+	i.Extents = h.extents
+	return i, err
 }
 
-// goTo sends GO.
+// ask sends the options up to GO at once, for the sake of the round trips that a failover waits for, and reads the
+// answers to all but the last. A server that refuses structured replies refuses the context too.
+func (h *clientHandshake) ask(export string) error {
+	p := appendOption(nil, optStructuredReply, nil)
+	p = appendOption(p, optSetMetaContext, encodeMetaRequest(metaRequest{export, []string{allocationName}}))
+	request := infoRequest{name: export, want: []uint16{protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE}}
+	p = appendOption(p, protocol.NEGOTIATION_ID_OPTION_GO, encodeInfoRequest(request))
+	if _, err := h.sock.nc.Write(p); err != nil {
+		return err
+	}
+	var refusal *OptionError
+	kind, _, err := h.readReply(optStructuredReply)
+	switch {
+	case errors.As(err, &refusal):
+	case err != nil:
+		return err
+	case kind != protocol.NEGOTIATION_TYPE_REPLY_ACK:
+		return fmt.Errorf("%w: reply type %d to STRUCTURED_REPLY", ErrProtocol, kind)
+	default:
+		h.structured = true
+	}
+	for range maxOptions { // replies; there is one context to select
+		kind, data, err := h.readReply(optSetMetaContext)
+		switch {
+		case errors.As(err, &refusal):
+			h.extents = false
+			return nil
+		case err != nil:
+			return err
+		case kind == protocol.NEGOTIATION_TYPE_REPLY_ACK:
+			return nil
+		case kind != repMetaContext:
+			return fmt.Errorf("%w: reply type %d to SET_META_CONTEXT", ErrProtocol, kind)
+		}
+		id, name, err := decodeMetaContext(data)
+		if err != nil {
+			return err
+		}
+		if name == allocationName && h.structured {
+			h.context, h.extents = id, true
+		}
+	}
+	return fmt.Errorf("%w: too many replies to SET_META_CONTEXT", ErrProtocol)
+}
+
+// goTo reads the answer to GO.
 func (h *clientHandshake) goTo(export string) (ExportInfo, error) {
 	const option = protocol.NEGOTIATION_ID_OPTION_GO
 	i := defaultInfo(export)
-	request := infoRequest{name: export, want: []uint16{protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE}}
-	if _, err := h.w.Write(appendOption(nil, option, encodeInfoRequest(request))); err != nil {
-		return i, err
-	}
 	told := false
 	for range maxOptions { // replies; a server has four to give
 		kind, data, err := h.readReply(option)
@@ -93,7 +175,7 @@ func (h *clientHandshake) goTo(export string) (ExportInfo, error) {
 // exportName sends EXPORT_NAME, which has no error reply: the server hangs up if it will not.
 func (h *clientHandshake) exportName(export string) (ExportInfo, error) {
 	i := defaultInfo(export)
-	if _, err := h.w.Write(appendOption(nil, optExportName, []byte(export))); err != nil {
+	if _, err := h.sock.nc.Write(appendOption(nil, optExportName, []byte(export))); err != nil {
 		return i, err
 	}
 	n := exportNameReplyBytes
@@ -118,7 +200,7 @@ func (h *clientHandshake) list() ([]ExportInfo, error) {
 	if !h.fixed {
 		return nil, fmt.Errorf("%w: the server cannot list its exports", ErrNotSupported)
 	}
-	if _, err := h.w.Write(appendOption(nil, option, nil)); err != nil {
+	if _, err := h.sock.nc.Write(appendOption(nil, option, nil)); err != nil {
 		return nil, err
 	}
 	var exports []ExportInfo
@@ -136,7 +218,7 @@ func (h *clientHandshake) list() ([]ExportInfo, error) {
 			exports = append(exports, i)
 		case protocol.NEGOTIATION_TYPE_REPLY_ACK:
 			// A courtesy; nobody waits for the answer.
-			h.w.Write(appendOption(nil, protocol.NEGOTIATION_ID_OPTION_ABORT, nil))
+			h.sock.nc.Write(appendOption(nil, protocol.NEGOTIATION_ID_OPTION_ABORT, nil))
 			return exports, nil
 		default:
 			return nil, fmt.Errorf("%w: reply type %d to LIST", ErrProtocol, kind)

@@ -33,7 +33,7 @@ func (c *Conn) receive(stop chan<- struct{}, stopped <-chan struct{}) {
 func (c *Conn) readReplies() error {
 	for {
 		c.mu.Lock()
-		missing, direct, err := c.parseLocked()
+		missing, rest, err := c.parseLocked()
 		c.assignLocked() // slots may have become free
 		c.flushLocked()
 		c.mu.Unlock()
@@ -41,12 +41,11 @@ func (c *Conn) readReplies() error {
 		switch {
 		case err != nil:
 			return err
-		case direct != nil:
-			err = c.in.readFull(direct.req.Data)
+		case rest.slot != nil:
+			err = c.in.readFull(rest.dst)
 			if err == nil {
-				direct.req.Err = nil
 				c.mu.Lock()
-				c.retireLocked(direct)
+				err = c.arrivedLocked(rest)
 				c.mu.Unlock()
 			}
 		default:
@@ -61,58 +60,118 @@ func (c *Conn) readReplies() error {
 	}
 }
 
-// parseLocked retires the requests whose replies are in the buffer as a whole. Of the reply after them it says how many
-// bytes it has (missing), or that its header is off the stream and its data is to be read into the request directly.
-func (c *Conn) parseLocked() (missing int, direct *clientSlot, err error) {
+// remainder is the rest of a reply whose header is off the stream: it is read to where it belongs directly.
+type remainder struct {
+	slot *clientSlot
+	dst  []byte
+	last bool // it ends the reply
+}
+
+// arrivedLocked goes on with a reply whose remainder is there.
+func (c *Conn) arrivedLocked(rest remainder) error {
+	s := rest.slot
+	if s.req.Op == blockdev.OpExtents {
+		if err := takeDescriptors(s.req, rest.dst); err != nil {
+			return err
+		}
+	}
+	if rest.last {
+		return c.finishLocked(s)
+	}
+	return nil
+}
+
+// parseLocked takes replies off the buffer, and retires the requests that they end. Of what is not there as a whole it
+// says how many bytes it has (missing), or what is to be read directly.
+func (c *Conn) parseLocked() (missing int, rest remainder, err error) {
 	for {
 		p := c.in.buffered()
 		if len(p) < simpleReplyBytes {
-			return simpleReplyBytes, nil, nil
+			return simpleReplyBytes, rest, nil
 		}
-		h := decodeReply(p)
-		s, err := c.findLocked(h)
-		if err != nil {
-			return 0, nil, err
+		switch magic := order.Uint32(p); {
+		case magic == protocol.TRANSMISSION_MAGIC_REPLY:
+			missing, rest, err = c.simpleLocked(p)
+		case magic == structuredReplyMagic && c.structured:
+			missing, rest, err = c.chunkLocked(p)
+		default:
+			err = fmt.Errorf("%w: reply magic is %#08x", ErrProtocol, magic)
 		}
-		r := s.req
-		r.Err = errorOf(h.Error)
-		if r.Op != blockdev.OpRead || h.Error != 0 {
-			c.in.skip(simpleReplyBytes)
-			c.retireLocked(s)
-			continue
+		if missing > 0 || rest.slot != nil || err != nil {
+			return missing, rest, err
 		}
-		whole := simpleReplyBytes + len(r.Data)
-		if len(p) < whole {
-			if len(r.Data) < directBytes {
-				return whole, nil, nil
-			}
-			c.in.skip(simpleReplyBytes)
-			return 0, s, nil
-		}
-		copy(r.Data, p[simpleReplyBytes:])
-		c.in.skip(whole)
-		c.retireLocked(s)
 	}
 }
 
+// simpleLocked takes a simple reply.
+func (c *Conn) simpleLocked(p []byte) (missing int, rest remainder, err error) {
+	h := decodeReply(p)
+	s, err := c.findLocked(h.Handle)
+	if err != nil {
+		return 0, rest, err
+	}
+	r := s.req
+	if c.structured && (r.Op == blockdev.OpRead || r.Op == blockdev.OpExtents) {
+		return 0, rest, fmt.Errorf("%w: simple reply to a %v", ErrProtocol, r.Op)
+	}
+	if h.Error != 0 {
+		s.errno = h.Error
+	}
+	if r.Op != blockdev.OpRead || h.Error != 0 {
+		c.in.skip(simpleReplyBytes)
+		return 0, rest, c.finishLocked(s)
+	}
+	return c.dataLocked(s, simpleReplyBytes, 0, r.Length, true)
+}
+
+// dataLocked takes n bytes of a read from lo on, which are behind a header of so many bytes.
+func (c *Conn) dataLocked(s *clientSlot, header int, lo, n uint32, last bool) (missing int, rest remainder, err error) {
+	p := c.in.buffered()
+	whole := header + int(n)
+	if len(p) < whole && n < directBytes {
+		return whole, rest, nil
+	}
+	if !s.got.add(lo, lo+n) {
+		return 0, rest, errTwice
+	}
+	dst := s.req.Data[lo : lo+n]
+	if len(p) < whole {
+		c.in.skip(header)
+		return 0, remainder{s, dst, last}, nil
+	}
+	copy(dst, p[header:])
+	c.in.skip(whole)
+	return 0, rest, c.arrivedLocked(remainder{s, dst, last})
+}
+
 // findLocked says which request a reply is to.
-func (c *Conn) findLocked(h protocol.TransmissionReplyHeader) (*clientSlot, error) {
-	if h.ReplyMagic != protocol.TRANSMISSION_MAGIC_REPLY {
-		return nil, fmt.Errorf("%w: reply magic is %#08x", ErrProtocol, h.ReplyMagic)
-	}
-	if h.Error == eShutdown {
-		// The specification: disconnect. It is a server that goes away, not a request that failed.
-		return nil, fmt.Errorf("%w: it is shutting down", ErrHungUp)
-	}
-	index, generation := uint32(h.Handle), uint32(h.Handle>>32)
+func (c *Conn) findLocked(cookie uint64) (*clientSlot, error) {
+	index, generation := uint32(cookie), uint32(cookie>>32)
 	if index >= uint32(len(c.slots)) || c.slots[index].generation != generation || c.slots[index].req == nil {
-		return nil, fmt.Errorf("%w: reply with a cookie of no request under way: %#x", ErrProtocol, h.Handle)
+		return nil, fmt.Errorf("%w: reply with a cookie of no request under way: %#x", ErrProtocol, cookie)
 	}
 	s := &c.slots[index]
 	if s.queued && !s.handed {
 		return nil, errAnsweredUnsent
 	}
 	return s, nil
+}
+
+// finishLocked ends a request whose reply is complete.
+func (c *Conn) finishLocked(s *clientSlot) error {
+	r := s.req
+	switch {
+	case s.errno == eShutdown:
+		// The specification: disconnect. It is a server that goes away, not a request that failed.
+		return fmt.Errorf("%w: it is shutting down", ErrHungUp)
+	case s.errno == 0 && r.Op == blockdev.OpRead && !s.got.whole(r.Length):
+		return fmt.Errorf("%w: a read was answered in parts", ErrProtocol)
+	case s.errno == 0 && r.Op == blockdev.OpExtents && len(r.Extents) == 0:
+		return fmt.Errorf("%w: a block status was answered with nothing", ErrProtocol)
+	}
+	r.Err = errorOf(s.errno)
+	c.retireLocked(s)
+	return nil
 }
 
 // retireLocked puts an answered request among the done ones. On a fast network the answer can come before writev has

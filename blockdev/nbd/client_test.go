@@ -41,6 +41,28 @@ func fakeServer(t *testing.T, serve func(r *raw)) string {
 	return l.Addr().String()
 }
 
+// takeAsk reads what a client asks for all at once, and refuses structured replies.
+func (r *raw) takeAsk() {
+	for range 3 {
+		r.takeOption()
+	}
+	r.answer(optStructured, errUnsup)
+	r.answer(optSetMeta, errInvalid)
+}
+
+// letInStructured accepts a client to an export of 1 MiB, with structured replies and base:allocation as number 7.
+func (r *raw) letInStructured() {
+	r.greet()
+	for range 3 {
+		r.takeOption()
+	}
+	r.answer(optStructured, repAck)
+	r.answer(optSetMeta, repMeta, uint32(7), "base:allocation")
+	r.answer(optSetMeta, repAck)
+	r.answer(optGo, repInfo, infoExport(wantFlags))
+	r.answer(optGo, repAck)
+}
+
 // greet is the server's side of hello.
 func (r *raw) greet() {
 	r.send(uint64(magicNBD), uint64(magicOption), uint16(3))
@@ -62,7 +84,7 @@ func (r *raw) answer(option, kind uint32, parts ...any) {
 // letIn accepts a client to an export of 1 MiB.
 func (r *raw) letIn() {
 	r.greet()
-	r.takeOption()
+	r.takeAsk()
 	r.answer(optGo, repInfo, infoExport(wantFlags))
 	r.answer(optGo, repAck)
 }
@@ -115,33 +137,34 @@ func TestDialErrorsAreTyped(t *testing.T) {
 		want  error
 	}{
 		"hangs up at once":  {func(r *raw) {}, nbd.ErrHungUp},
-		"hangs up after GO": {func(r *raw) { r.greet(); r.takeOption() }, nbd.ErrHungUp},
-		"unknown export":    {func(r *raw) { r.greet(); r.takeOption(); r.answer(optGo, errUnknown, "none") }, nbd.ErrUnknownExport},
+		"hangs up after GO": {func(r *raw) { r.greet(); r.takeAsk() }, nbd.ErrHungUp},
+		"hangs up before":   {func(r *raw) { r.greet() }, nbd.ErrHungUp},
+		"unknown export":    {func(r *raw) { r.greet(); r.takeAsk(); r.answer(optGo, errUnknown, "none") }, nbd.ErrUnknownExport},
 		"not an NBD server": {func(r *raw) { r.send("SSH-2.0-OpenSSH_9.2p1 Debian-2") }, nbd.ErrProtocol},
 		"old handshake":     {func(r *raw) { r.send(uint64(magicNBD), uint64(0x420281861253), make([]byte, 136)) }, nbd.ErrProtocol},
 		"reply of 4 GiB": {func(r *raw) {
 			r.greet()
-			r.takeOption()
+			r.takeAsk()
 			r.send(uint64(magicReply), uint32(optGo), uint32(repInfo), uint32(1<<32-1))
 		}, nbd.ErrProtocol},
-		"reply to another":     {func(r *raw) { r.greet(); r.takeOption(); r.answer(optInfo, repAck) }, nbd.ErrProtocol},
-		"bad reply magic":      {func(r *raw) { r.greet(); r.takeOption(); r.send(uint64(1), uint32(optGo), uint32(repAck), uint32(0)) }, nbd.ErrProtocol},
-		"ack without the size": {func(r *raw) { r.greet(); r.takeOption(); r.answer(optGo, repAck) }, nbd.ErrProtocol},
-		"short information":    {func(r *raw) { r.greet(); r.takeOption(); r.answer(optGo, repInfo, uint16(0), uint64(1)) }, nbd.ErrProtocol},
+		"reply to another":     {func(r *raw) { r.greet(); r.takeAsk(); r.answer(optInfo, repAck) }, nbd.ErrProtocol},
+		"bad reply magic":      {func(r *raw) { r.greet(); r.takeAsk(); r.send(uint64(1), uint32(optGo), uint32(repAck), uint32(0)) }, nbd.ErrProtocol},
+		"ack without the size": {func(r *raw) { r.greet(); r.takeAsk(); r.answer(optGo, repAck) }, nbd.ErrProtocol},
+		"short information":    {func(r *raw) { r.greet(); r.takeAsk(); r.answer(optGo, repInfo, uint16(0), uint64(1)) }, nbd.ErrProtocol},
 		"a negative size": {func(r *raw) {
 			r.greet()
-			r.takeOption()
+			r.takeAsk()
 			r.answer(optGo, repInfo, uint16(0), uint64(1<<63), wantFlags)
 			r.answer(optGo, repAck)
 		}, nbd.ErrProtocol},
 		"information for ever": {func(r *raw) {
 			r.greet()
-			r.takeOption()
+			r.takeAsk()
 			for range 100 {
 				r.nc.Write(wire(uint64(magicReply), uint32(optGo), uint32(repInfo), uint32(2), uint16(9)))
 			}
 		}, nbd.ErrProtocol},
-		"unexpected reply type": {func(r *raw) { r.greet(); r.takeOption(); r.answer(optGo, repServer) }, nbd.ErrProtocol},
+		"unexpected reply type": {func(r *raw) { r.greet(); r.takeAsk(); r.answer(optGo, repServer) }, nbd.ErrProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := nbd.Dial(context.Background(), fakeServer(t, c.serve), nbd.ClientOptions{Export: "a"})
@@ -178,7 +201,7 @@ func TestDialEndsInTime(t *testing.T) {
 func TestClientFallsBackToExportName(t *testing.T) {
 	addr := fakeServer(t, func(r *raw) {
 		r.greet()
-		r.takeOption()
+		r.takeAsk()
 		r.answer(optGo, errUnsup)
 		if option, name := r.takeOption(); option != optExportName || string(name) != "a" {
 			t.Errorf("option %d %q", option, name)

@@ -15,7 +15,7 @@ func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flag
 	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
 		op = blockdev.OpRead
 		if c.structured {
-			allowed |= cmdFlagDF // every read is answered with one chunk
+			allowed |= cmdFlagDF
 		}
 	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
 		op = blockdev.OpWrite
@@ -28,6 +28,12 @@ func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flag
 	case cmdWriteZeroes:
 		op = blockdev.OpWriteZeroes
 		allowed |= cmdFlagNoHole | cmdFlagFastZero
+	case cmdBlockStatus:
+		op = blockdev.OpExtents
+		allowed |= cmdFlagReqOne
+		if !c.extents {
+			return op, 0, blockdev.ErrInvalid
+		}
 	default:
 		return 0, 0, blockdev.ErrInvalid
 	}
@@ -84,6 +90,11 @@ func command(r *blockdev.Request) (kind, flags uint16) {
 			flags |= cmdFlagNoHole
 		}
 		return cmdWriteZeroes, flags
+	case blockdev.OpExtents:
+		if cap(r.Extents) == 1 {
+			return cmdBlockStatus, cmdFlagReqOne
+		}
+		return cmdBlockStatus, 0
 	}
 	panic(fmt.Sprintf("nbd: submit of an operation that does not exist: %d", r.Op))
 }

@@ -8,6 +8,9 @@ import (
 	"lockstep/blockdev"
 )
 
+// diskExtents is how many extents one call can give.
+const diskExtents = 1 << 10
+
 // Disk is a Conn for tools and tests: each call does one request and waits for it. Many goroutines may call at once.
 // A read or write has at most MaxPayload bytes of Info.
 type Disk struct {
@@ -71,6 +74,12 @@ func (d *Disk) WriteZeroes(off uint64, n uint32, flags blockdev.Flags) error {
 	return d.do(blockdev.OpWriteZeroes, flags, off, n, nil)
 }
 
+// Extents says how the first n bytes from off on are kept; it may tell of less, but tells of something.
+func (d *Disk) Extents(off uint64, n uint32) ([]blockdev.Extent, error) {
+	room := make([]blockdev.Extent, 0, diskExtents)
+	return d.run(blockdev.Request{Op: blockdev.OpExtents, Offset: off, Length: n, Extents: room})
+}
+
 // Close ends the connection and returns when it has ended.
 func (d *Disk) Close() error {
 	err := d.conn.Close()
@@ -93,23 +102,28 @@ func (d *Disk) transfer(op blockdev.Op, p []byte, off int64) (int, error) {
 
 // do runs one request.
 func (d *Disk) do(op blockdev.Op, flags blockdev.Flags, off uint64, n uint32, data []byte) error {
+	_, err := d.run(blockdev.Request{Op: op, Flags: flags, Offset: off, Length: n, Data: data})
+	return err
+}
+
+func (d *Disk) run(q blockdev.Request) (extents []blockdev.Extent, err error) {
 	call, err := d.begin()
+	if err == nil {
+		r := &call.req
+		r.Op, r.Flags, r.Offset, r.Length, r.Data, r.Extents, r.Err = q.Op, q.Flags, q.Offset, q.Length, q.Data, q.Extents, nil
+		if err = d.conn.Submit([]*blockdev.Request{r}); err == nil {
+			err = <-call.done
+		}
+		extents = r.Extents
+		d.mu.Lock()
+		call.busy, r.Data, r.Extents = false, nil, nil
+		d.free = append(d.free, call)
+		d.mu.Unlock()
+	}
 	if err != nil {
-		return fmt.Errorf("nbd: %v of %d bytes at %d: %w", op, n, off, err)
+		return nil, fmt.Errorf("nbd: %v of %d bytes at %d: %w", q.Op, q.Length, q.Offset, err)
 	}
-	r := &call.req
-	r.Op, r.Flags, r.Offset, r.Length, r.Data, r.Err = op, flags, off, n, data, nil
-	if err = d.conn.Submit([]*blockdev.Request{r}); err == nil {
-		err = <-call.done
-	}
-	d.mu.Lock()
-	call.busy, r.Data = false, nil
-	d.free = append(d.free, call)
-	d.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("nbd: %v of %d bytes at %d: %w", op, n, off, err)
-	}
-	return nil
+	return extents, nil
 }
 
 func (d *Disk) begin() (*diskCall, error) {

@@ -27,8 +27,8 @@
 //     of the slot, or of a request that was not sent whole, ends the connection.
 //   - N9 After Handler.Closed nothing is completed, and no request's memory is read or written.
 //
-// What is not here: NBD_CMD_BLOCK_STATUS with its meta contexts, STARTTLS, the oldstyle handshake, and structured replies
-// in the client. The server neither authenticates nor encrypts: listen on a trusted network or a unix socket.
+// What is not here: STARTTLS, the oldstyle handshake, extended headers. The server neither authenticates nor encrypts:
+// listen on a trusted network or a unix socket.
 //
 // # Handshake
 //
@@ -40,11 +40,14 @@
 //	LIST           3   one SERVER per export, ACK
 //	INFO           6   INFO_EXPORT; NAME, DESCRIPTION, BLOCK_SIZE when asked for; ACK
 //	GO             7   the same, and transmission begins
-//	STRUCTURED     8   ACK; reads are then answered with structured replies
+//	STRUCTURED     8   ACK; errors, reads and block status are then answered with structured replies
+//	LIST_META      9   META_CONTEXT for base:allocation, if asked for by name, by "base:" or by no query; ACK
+//	SET_META      10   META_CONTEXT for base:allocation, if asked for by name; ACK. Replaces what was set before
 //	any other          ERR_UNSUP
 //
 // A malformed option gets ERR_INVALID and an option longer than 64 KiB closes the connection. An unknown client flag
-// closes it too. An export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a
+// closes it too. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts are ignored. An
+// export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a
 // reply, so that a client which reconnects tries again.
 //
 // # Transmission
@@ -58,7 +61,16 @@
 //	CACHE                            EINVAL past the end
 //	WRITE_ZEROES  FUA NO_HOLE        ENOSPC past the end, ENOTSUP for FAST_ZERO that would not be fast, EPERM, EIO
 //	              FAST_ZERO
+//	BLOCK_STATUS  REQ_ONE            EINVAL past the end or without its context, EIO
 //	any other                        EINVAL
+//
+// With structured replies an error carries a text; a read leaves out its zeroes (OFFSET_HOLE for whole blocks of 4 KiB) and
+// has at most 64 chunks, or one if DF asks for it. A block status tells of at most 8192 extents, joined where they are
+// alike, and never of anything past the request's end. The client takes chunks in any order.
+//
+// An export is read-only if its device or its Exporter says so: READ_ONLY is set, TRIM and WRITE_ZEROES are not offered,
+// and what would change the disk gets EPERM. Multi-conn is always offered, and means that a flush covers the writes
+// acknowledged on any connection: it is blockdev.Device's promise.
 //
 // FUA is taken on every command, as the specification asks, and means something on those that change the disk. Any
 // other flag that the command does not have gets EINVAL. A request of length zero gets EINVAL. The payload of a WRITE

@@ -78,3 +78,14 @@ var (
 	errOverflow = fmt.Errorf("nbd: server answered EOVERFLOW: %w", blockdev.ErrInvalid)
 	errInval    = fmt.Errorf("nbd: server answered EINVAL: %w", blockdev.ErrInvalid)
 )
+
+// errnoText is what a structured reply says of an error, for people.
+func errnoText(errno uint32) []byte { return errnoTexts[errno] }
+
+var errnoTexts = map[uint32][]byte{
+	ePerm:   []byte("the export is read-only"),
+	eIO:     []byte("input/output error on the server"),
+	eInval:  []byte("unknown command or flag, no or too much data, or past the end of the export"),
+	eNoSpc:  []byte("past the end of the export, or no space left on the server"),
+	eNotSup: []byte("this would not be faster than writing data"),
+}

@@ -25,10 +25,12 @@ type Export struct {
 // Info is what a client is told of the export when structured replies are not negotiated.
 func (e Export) Info() ExportInfo {
 	g := e.Device.Geometry()
-	flags := FlagHasFlags | FlagSendFlush | FlagSendFUA | FlagSendTrim | FlagSendWriteZeroes | FlagCanMultiConn |
-		FlagSendCache | FlagSendFastZero
+	// Multi-conn is the Device's promise: one history for all sessions, a flush covers what was completed on any.
+	flags := FlagHasFlags | FlagSendFlush | FlagSendFUA | FlagCanMultiConn | FlagSendCache
 	if e.ReadOnly || g.ReadOnly {
 		flags |= FlagReadOnly
+	} else {
+		flags |= FlagSendTrim | FlagSendWriteZeroes | FlagSendFastZero
 	}
 	return ExportInfo{
 		Name: e.Name, Description: e.Description, Size: g.Size, Flags: flags,
@@ -46,6 +48,9 @@ type ExportInfo struct {
 	// Block sizes in bytes: a request's offset and length are multiples of MinBlock, it is efficient in multiples of
 	// PreferredBlock, and has at most MaxPayload bytes of data.
 	MinBlock, PreferredBlock, MaxPayload uint32
+
+	// Extents says that the connection carries blockdev.OpExtents; a Conn's only.
+	Extents bool
 }
 
 // ReadOnly tells whether the server refuses to change the disk.

@@ -118,7 +118,7 @@ func TestHandshakeOptions(t *testing.T) {
 			r.option(1<<32-1, make([]byte, 64<<10))
 			r.wantReply(1<<32-1, errUnsup)
 		}},
-		{"starttls", func(r *raw) { r.option(5, nil); r.wantReply(5, errUnsup) }},
+		{"starttls", func(r *raw) { r.option(optStartTLS, nil); r.wantReply(optStartTLS, errPolicy) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := dialRaw(t, addr)

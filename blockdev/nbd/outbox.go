@@ -209,5 +209,5 @@ func (o *outbox) kill(reason error) {
 	o.mu.Lock()
 	o.dieLocked(reason)
 	o.mu.Unlock()
-	o.sock.nc.Close()
+	o.sock.Close()
 }

@@ -14,7 +14,12 @@ const (
 	clientFlagNoZeroes      = uint32(1 << 1)
 
 	optExportName      = uint32(1)
+	optStartTLS        = uint32(5)
 	optStructuredReply = uint32(8)
+	optListMetaContext = uint32(9)
+	optSetMetaContext  = uint32(10)
+
+	repMetaContext = uint32(4)
 
 	repErrPolicy   = uint32(1<<31 | 2)
 	repErrInvalid  = uint32(1<<31 | 3)
@@ -27,16 +32,22 @@ const (
 	cmdTrim        = uint16(4)
 	cmdCache       = uint16(5)
 	cmdWriteZeroes = uint16(6)
+	cmdBlockStatus = uint16(7)
 
 	cmdFlagFUA      = uint16(1 << 0)
 	cmdFlagNoHole   = uint16(1 << 1)
 	cmdFlagDF       = uint16(1 << 2)
+	cmdFlagReqOne   = uint16(1 << 3)
 	cmdFlagFastZero = uint16(1 << 4)
 
 	structuredReplyMagic = uint32(0x668e33ef)
 	replyFlagDone        = uint16(1 << 0)
+	replyTypeNone        = uint16(0)
 	replyTypeOffsetData  = uint16(1)
+	replyTypeOffsetHole  = uint16(2)
+	replyTypeBlockStatus = uint16(5)
 	replyTypeError       = uint16(1<<15 | 1)
+	replyTypeErrorBit    = uint16(1 << 15)
 )
 
 // TransmissionFlags tell a client what an export can do.
@@ -69,6 +80,11 @@ const (
 	structuredReplyBytes = 20 // magic, flags, type, cookie, length
 	infoExportBytes      = 12
 	infoBlockSizeBytes   = 14
+	dataChunkBytes       = 8  // of OFFSET_DATA, before the data: offset
+	holeChunkBytes       = 12 // offset, size
+	errorChunkBytes      = 6  // error, length of the text
+	statusChunkBytes     = 4  // of BLOCK_STATUS, before the descriptors: context
+	descriptorBytes      = 8  // length, state
 )
 
 // Limits on what the peer may make this process hold.
@@ -82,6 +98,9 @@ const (
 	maxReplyBytes      = 64 << 10 // data of one option reply, in the client
 	maxOptions         = 64       // options that one handshake may have
 	maxListedExports   = 10_000   // that the client takes from a server
+	maxExtents         = 8 << 10  // in one reply of the server
+	maxStatusBytes     = 8 << 20  // descriptors of one reply, in the client: 2^20, by the specification
+	maxErrorBytes      = 8 << 10  // an error chunk, in the client: its text has at most 4 KiB
 )
 
 // order is the protocol's byte order.
@@ -130,27 +149,59 @@ func encodeSimpleReply(p []byte, cookie uint64, errno uint32) int {
 	return simpleReplyBytes
 }
 
-// encodeDataChunk writes what goes before the data of a read's only structured chunk, and returns its length.
-func encodeDataChunk(p []byte, cookie, offset uint64, length uint32) int {
-	n := encodeChunk(p, replyTypeOffsetData, cookie, 8+length)
-	order.PutUint64(p[n:], offset)
-	return n + 8
+// chunk is the header of one part of a structured reply.
+type chunk struct {
+	flags, kind uint16
+	cookie      uint64
+	length      uint32 // of what follows
 }
 
-// encodeErrorChunk writes a structured error reply without a message, and returns its length.
-func encodeErrorChunk(p []byte, cookie uint64, errno uint32) int {
-	n := encodeChunk(p, replyTypeError, cookie, 6)
-	order.PutUint32(p[n:], errno)
-	order.PutUint16(p[n+4:], 0)
-	return n + 6
+// decodeChunk reads a chunk's header; p has structuredReplyBytes. The magic is left for the caller to check.
+func decodeChunk(p []byte) chunk {
+	_ = p[structuredReplyBytes-1]
+	return chunk{
+		flags: order.Uint16(p[4:]), kind: order.Uint16(p[6:]),
+		cookie: order.Uint64(p[8:]), length: order.Uint32(p[16:]),
+	}
 }
 
-func encodeChunk(p []byte, kind uint16, cookie uint64, length uint32) int {
+// put writes the chunk's header into p and returns its length.
+func (c chunk) put(p []byte) int {
 	_ = p[structuredReplyBytes-1]
 	order.PutUint32(p[0:], structuredReplyMagic)
-	order.PutUint16(p[4:], replyFlagDone)
-	order.PutUint16(p[6:], kind)
-	order.PutUint64(p[8:], cookie)
-	order.PutUint32(p[16:], length)
+	order.PutUint16(p[4:], c.flags)
+	order.PutUint16(p[6:], c.kind)
+	order.PutUint64(p[8:], c.cookie)
+	order.PutUint32(p[16:], c.length)
 	return structuredReplyBytes
+}
+
+// encodeDataChunk writes what goes before the data of a part of a read, and returns its length.
+func encodeDataChunk(p []byte, flags uint16, cookie, offset uint64, length uint32) int {
+	n := chunk{flags, replyTypeOffsetData, cookie, dataChunkBytes + length}.put(p)
+	order.PutUint64(p[n:], offset)
+	return n + dataChunkBytes
+}
+
+// encodeHoleChunk writes a part of a read that is zeroes, and returns its length.
+func encodeHoleChunk(p []byte, flags uint16, cookie, offset uint64, length uint32) int {
+	n := chunk{flags, replyTypeOffsetHole, cookie, holeChunkBytes}.put(p)
+	order.PutUint64(p[n:], offset)
+	order.PutUint32(p[n+8:], length)
+	return n + holeChunkBytes
+}
+
+// encodeErrorChunk writes what goes before the text of a structured error reply, and returns its length.
+func encodeErrorChunk(p []byte, cookie uint64, errno uint32, text int) int {
+	n := chunk{replyFlagDone, replyTypeError, cookie, errorChunkBytes + uint32(text)}.put(p)
+	order.PutUint32(p[n:], errno)
+	order.PutUint16(p[n+4:], uint16(text))
+	return n + errorChunkBytes
+}
+
+// encodeStatusChunk writes what goes before the descriptors of a block status, and returns its length.
+func encodeStatusChunk(p []byte, cookie uint64, descriptors int) int {
+	n := chunk{replyFlagDone, replyTypeBlockStatus, cookie, statusChunkBytes + uint32(descriptors)*descriptorBytes}.put(p)
+	order.PutUint32(p[n:], allocationID)
+	return n + statusChunkBytes
 }

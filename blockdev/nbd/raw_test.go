@@ -27,14 +27,20 @@ const (
 	magicSimple     = 0x67446698
 	magicStructured = 0x668e33ef
 
-	optExportName, optAbort, optList, optInfo, optGo, optStructured = 1, 2, 3, 6, 7, 8
+	optExportName, optAbort, optList, optStartTLS, optInfo, optGo = 1, 2, 3, 5, 6, 7
+	optStructured, optListMeta, optSetMeta                        = 8, 9, 10
 
-	repAck, repServer, repInfo                               = 1, 2, 3
+	repAck, repServer, repInfo, repMeta                      = 1, 2, 3, 4
+	errTLSReqd                                               = 1<<31 | 5
 	errUnsup, errPolicy, errInvalid, errUnknown, errShutdown = 1<<31 | 1, 1<<31 | 2, 1<<31 | 3, 1<<31 | 6, 1<<31 | 7
 
-	cmdRead, cmdWrite, cmdDisc, cmdFlush, cmdTrim, cmdCache, cmdZeroes = 0, 1, 2, 3, 4, 5, 6
+	cmdRead, cmdWrite, cmdDisc, cmdFlush, cmdTrim, cmdCache, cmdZeroes, cmdStatus = 0, 1, 2, 3, 4, 5, 6, 7
 
-	flagFUA, flagNoHole, flagDF, flagFast = 1, 2, 4, 16
+	flagFUA, flagNoHole, flagDF, flagReqOne, flagFast = 1, 2, 4, 8, 16
+
+	chunkNone, chunkData, chunkHole, chunkStatus, chunkError, done = 0, 1, 2, 5, 1<<15 | 1, 1
+
+	allocation = 1 // this server's number for base:allocation
 
 	eperm, eio, einval, enospc, enotsup = 1, 5, 22, 28, 95
 )
@@ -166,6 +172,47 @@ func (r *raw) request(flags, kind uint16, cookie, offset uint64, length uint32, 
 func (r *raw) wantSimple(errno uint32, cookie uint64, payload ...any) {
 	r.t.Helper()
 	r.want(uint32(magicSimple), errno, cookie, wire(payload...))
+}
+
+// wantErrorChunk checks a structured error reply, which has a text for people.
+func (r *raw) wantErrorChunk(errno uint32, cookie uint64) {
+	r.t.Helper()
+	r.want(uint32(magicStructured), uint16(1), uint16(1<<15|1), cookie)
+	n := binary.BigEndian.Uint32(r.read(4))
+	r.want(errno, uint16(n-6))
+	if len(r.read(int(n-6))) == 0 {
+		r.t.Fatalf("error %d without a text", errno)
+	}
+}
+
+// wantChunk checks one chunk of a structured reply.
+func (r *raw) wantChunk(flags, kind uint16, cookie uint64, parts ...any) {
+	r.t.Helper()
+	data := wire(parts...)
+	r.want(uint32(magicStructured), flags, kind, cookie, uint32(len(data)), data)
+}
+
+// attachWith negotiates structured replies and a context before it attaches.
+func (r *raw) attachWith(name string) {
+	r.t.Helper()
+	r.hello(3)
+	r.option(optStructured, nil)
+	r.wantReply(optStructured, repAck)
+	r.option(optSetMeta, metaData(name, "base:allocation"))
+	r.wantReply(optSetMeta, repMeta, uint32(allocation), "base:allocation")
+	r.wantReply(optSetMeta, repAck)
+	r.option(optGo, goData(name))
+	r.reply(optGo)
+	r.wantReply(optGo, repAck)
+}
+
+// metaData is the data of LIST_META_CONTEXT and SET_META_CONTEXT.
+func metaData(name string, queries ...string) []byte {
+	p := wire(uint32(len(name)), name, uint32(len(queries)))
+	for _, q := range queries {
+		p = append(p, wire(uint32(len(q)), q)...)
+	}
+	return p
 }
 
 // puppet is a device whose requests are completed by the test.

@@ -34,6 +34,8 @@ type ServerOptions struct {
 	MaxInFlight         int           // requests of one connection, at least 128
 	MaxInFlightBytes    int64         // payload of one connection's requests, at least 64 MiB
 
+	TLS TLSOptions
+
 	// MaxUnread closes a connection when its reader comes back from back-pressure (a Submit that took long, or a wait
 	// for replies to leave) after more than this. What the client sent meanwhile may be old: a client that gave up and
 	// repeated it on another connection must not have the original ordered after the repetition. Only for clients that
@@ -89,8 +91,9 @@ type Stats struct {
 
 // Server serves exports to NBD clients.
 type Server struct {
-	opts ServerOptions
-	pool buffers
+	opts         ServerOptions
+	certificates *certificates // nil: no TLS
+	pool         buffers
 
 	requests, bytesRead, bytesWritten atomic.Uint64
 
@@ -112,8 +115,12 @@ func NewServer(opts ServerOptions) (*Server, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
+	certificates, err := newCertificates(opts.TLS, true)
+	if err != nil {
+		return nil, err
+	}
 	s := &Server{
-		opts:      opts,
+		opts: opts, certificates: certificates,
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*conn]struct{}),
 		attached:  make(map[string]int),

@@ -31,9 +31,12 @@ type ticket struct {
 	message
 	req      blockdev.Request
 	cookie   uint64
-	buf      *buffer // payload of a read or a write
-	bytes    int64   // counted against MaxInFlightBytes
-	inDevice bool    // between Submit and Complete
+	flags    uint16    // of the command
+	buf      *buffer   // payload of a read or a write, descriptors of a block status
+	bytes    int64     // counted against MaxInFlightBytes
+	inDevice bool      // between Submit and Complete
+	parts    []message // of a reply with holes: all but the last, which is the ticket's own
+	extents  *extents  // room for the result of a block status
 }
 
 // conn is a server's connection to a client. Its goroutine does the handshake, then reads requests; a second one, the
@@ -48,17 +51,21 @@ type conn struct {
 	info       ExportInfo
 	session    blockdev.Session
 	structured bool
+	extents    bool // base:allocation was negotiated
 
 	// The reader's own.
-	noZeroes bool
-	burst    []*blockdev.Request // parsed, not submitted
-	replied  bool                // the reader has queued replies that submit is to send
-	spare    []uint32            // slots that are free
-	taken    uint64              // tickets ever taken
-	admitted int64               // bytes of all tickets ever taken
-	seen     int64               // released, as the reader knows it
-	counts   Event               // totals
-	stale    bool                // what the client has sent since may be too old to be ordered (MaxUnread)
+	noZeroes  bool
+	fixed     bool // the client knows of more options than EXPORT_NAME
+	encrypted bool
+	meta      *string             // the name that base:allocation was selected for; nil if it is not
+	burst     []*blockdev.Request // parsed, not submitted
+	replied   bool                // the reader has queued replies that submit is to send
+	spare     []uint32            // slots that are free
+	taken     uint64              // tickets ever taken
+	admitted  int64               // bytes of all tickets ever taken
+	seen      int64               // released, as the reader knows it
+	counts    Event               // totals
+	stale     bool                // what the client has sent since may be too old to be ordered (MaxUnread)
 
 	burstRead, burstWritten uint64 // bytes of the burst
 
@@ -160,6 +167,7 @@ func (c *conn) transmit() {
 	switch {
 	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errStopped):
 		c.drain() // N5
+		c.sock.lastWords(nil)
 	}
 	c.kill(cmp.Or(err, errDisconnected))
 	c.session.Close()
@@ -174,9 +182,7 @@ func (c *conn) transmit() {
 	close(stop)
 	<-stopped
 	for i := range c.tickets {
-		if b := c.tickets[i].buf; b != nil {
-			c.srv.pool.put(b)
-		}
+		c.tickets[i].letGo(&c.srv.pool)
 	}
 	if err == errDisconnected {
 		err = nil
@@ -188,11 +194,11 @@ func (c *conn) transmit() {
 
 // setDeadline bounds reads and writes, and does not undo what Shutdown did.
 func (c *conn) setDeadline(t time.Time) {
-	c.sock.nc.SetDeadline(t)
+	c.sock.SetDeadline(t)
 	if c.srv.isStopping() {
 		c.stopReading()
 	}
 }
 
 // stopReading makes the reader take no further request (Shutdown).
-func (c *conn) stopReading() { c.sock.nc.SetReadDeadline(time.Unix(1, 0)) }
+func (c *conn) stopReading() { c.sock.SetReadDeadline(time.Unix(1, 0)) }

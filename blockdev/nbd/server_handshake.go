@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 
@@ -31,7 +32,7 @@ func (c *conn) handshake() error {
 	if unknown := flags &^ (clientFlagFixedNewstyle | clientFlagNoZeroes); unknown != 0 {
 		return fmt.Errorf("nbd: protocol error: unknown client flags %#x", unknown)
 	}
-	c.noZeroes = flags&clientFlagNoZeroes != 0
+	c.noZeroes, c.fixed = flags&clientFlagNoZeroes != 0, flags&clientFlagFixedNewstyle != 0
 
 	for range maxOptions {
 		option, data, err := c.readOption()
@@ -71,7 +72,18 @@ func (c *conn) answer(ctx context.Context, option uint32, data []byte) (done boo
 	if c.srv.isStopping() && option != protocol.NEGOTIATION_ID_OPTION_ABORT && option != optExportName {
 		return false, c.reply(option, repErrShutdown, "the server is shutting down")
 	}
+	if c.srv.opts.TLS.Mode == TLSRequire && !c.encrypted {
+		switch option {
+		case optExportName: // has no error reply
+			return false, errors.New("nbd: EXPORT_NAME without TLS, which is required here")
+		case optStartTLS, protocol.NEGOTIATION_ID_OPTION_ABORT:
+		default:
+			return false, c.reply(option, repErrTLSReqd, "begin with STARTTLS: this server serves encrypted connections only")
+		}
+	}
 	switch option {
+	case optStartTLS:
+		return false, c.startTLS(ctx, data)
 	case optExportName:
 		return true, c.answerExportName(ctx, data)
 	case protocol.NEGOTIATION_ID_OPTION_ABORT:
@@ -81,6 +93,8 @@ func (c *conn) answer(ctx context.Context, option uint32, data []byte) (done boo
 		return false, c.answerList(ctx, data)
 	case protocol.NEGOTIATION_ID_OPTION_INFO, protocol.NEGOTIATION_ID_OPTION_GO:
 		return c.answerInfo(ctx, option, data)
+	case optListMetaContext, optSetMetaContext:
+		return false, c.answerMeta(ctx, option, data)
 	case optStructuredReply:
 		if len(data) != 0 {
 			return false, c.reply(option, repErrInvalid, "this option has no data")
@@ -89,6 +103,37 @@ func (c *conn) answer(ctx context.Context, option uint32, data []byte) (done boo
 		return false, c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ACK, "")
 	}
 	return false, c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, "")
+}
+
+// startTLS encrypts the connection. What was negotiated in plain text is forgotten.
+func (c *conn) startTLS(ctx context.Context, data []byte) error {
+	const option = optStartTLS
+	switch {
+	case c.srv.certificates == nil || !c.fixed:
+		return c.reply(option, repErrPolicy, "this server does not encrypt connections")
+	case c.encrypted:
+		return c.reply(option, repErrInvalid, "the connection is encrypted already")
+	case len(data) != 0:
+		return c.reply(option, repErrInvalid, "this option has no data")
+	}
+	config, err := c.srv.certificates.current()
+	if err != nil {
+		return c.reply(option, repErrPlatform, "the server's certificates cannot be read")
+	}
+	if err := c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ACK, ""); err != nil {
+		return err
+	}
+	if len(c.in.buffered()) > 0 { // it could be an option that somebody in between has added
+		return errors.New("nbd: protocol error: plain text behind STARTTLS")
+	}
+	tc := tls.Server(c.sock.Conn, config)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("nbd: start TLS: %w", err)
+	}
+	c.sock.startTLS(tc)
+	c.in.src = tc
+	c.encrypted, c.structured, c.meta = true, false, nil
+	return nil
 }
 
 // answerExportName attaches or fails: this option has no error reply.
@@ -138,14 +183,8 @@ func (c *conn) answerInfo(ctx context.Context, option uint32, data []byte) (done
 	if attach {
 		err = c.attach(ctx)
 	}
-	switch {
-	case err == nil:
-	case errors.Is(err, ErrUnknownExport):
-		return false, c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, fmt.Sprintf("there is no export %q here", r.name))
-	case errors.Is(err, blockdev.ErrNotPrimary), errors.Is(err, blockdev.ErrSessionClosed):
-		return false, fmt.Errorf("nbd: open %q: %w", r.name, err) // N4
-	default:
-		return false, c.reply(option, repErrPolicy, err.Error())
+	if err != nil {
+		return false, c.refuseOpen(option, r.name, err)
 	}
 	p := appendInfos(nil, option, r, c.info)
 	p = appendOptionReply(p, option, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
@@ -153,6 +192,43 @@ func (c *conn) answerInfo(ctx context.Context, option uint32, data []byte) (done
 		return true, c.sendAttached(p)
 	}
 	return false, c.send(p)
+}
+
+// answerMeta answers LIST_META_CONTEXT and SET_META_CONTEXT.
+func (c *conn) answerMeta(ctx context.Context, option uint32, data []byte) error {
+	if option == optSetMetaContext {
+		c.meta = nil // also when this one fails
+	}
+	if !c.structured {
+		return c.reply(option, repErrInvalid, "negotiate structured replies first")
+	}
+	r, err := decodeMetaRequest(data)
+	if err != nil {
+		return c.reply(option, repErrInvalid, err.Error())
+	}
+	if err := c.open(ctx, r.name); err != nil {
+		return c.refuseOpen(option, r.name, err)
+	}
+	var p []byte
+	if r.selectsAllocation(option) {
+		id := uint32(0) // means nothing in a list
+		if option == optSetMetaContext {
+			id, c.meta = allocationID, &r.name
+		}
+		p = appendOptionReply(p, option, repMetaContext, encodeMetaContext(id))
+	}
+	return c.send(appendOptionReply(p, option, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil))
+}
+
+// refuseOpen tells the client why it does not get an export, or returns the error that is to close the connection.
+func (c *conn) refuseOpen(option uint32, name string, err error) error {
+	switch {
+	case errors.Is(err, ErrUnknownExport):
+		return c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, fmt.Sprintf("there is no export %q here", name))
+	case errors.Is(err, blockdev.ErrNotPrimary), errors.Is(err, blockdev.ErrSessionClosed):
+		return fmt.Errorf("nbd: open %q: %w", name, err) // N4
+	}
+	return c.reply(option, repErrPolicy, err.Error())
 }
 
 // open resolves a name.
@@ -165,6 +241,7 @@ func (c *conn) open(ctx context.Context, name string) error {
 	if c.structured {
 		c.info.Flags |= FlagSendDF
 	}
+	c.extents = c.meta != nil && *c.meta == name
 	return nil
 }
 

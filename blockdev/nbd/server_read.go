@@ -39,31 +39,41 @@ func (c *conn) read() error {
 // take receives one request, whose header is off the stream, and puts it into the burst; or answers it at once.
 func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 	op, flags, refusal := c.check(h)
-	var payload int
-	if refusal == nil && (op == blockdev.OpRead || op == blockdev.OpWrite) {
+	var payload, room int
+	switch {
+	case refusal != nil:
+	case op == blockdev.OpRead, op == blockdev.OpWrite:
 		payload = int(h.Length)
+	case op == blockdev.OpExtents && h.CommandFlags&cmdFlagReqOne != 0:
+		payload, room = 2*descriptorBytes, 1
+	case op == blockdev.OpExtents:
+		payload, room = 2*maxExtents*descriptorBytes, maxExtents // extents, and their encoding
 	}
 	t, err := c.ticket(int64(payload))
 	if err != nil {
 		return err
 	}
-	t.cookie = h.Handle
+	t.cookie, t.flags = h.Handle, h.CommandFlags
 	t.req.Op, t.req.Flags, t.req.Offset, t.req.Length, t.req.Err, t.req.Data = op, flags, h.Offset, h.Length, nil, nil
 	if refusal != nil {
 		return c.refuse(t, h, refusal)
 	}
-	if payload > 0 {
+	switch op {
+	case blockdev.OpRead:
 		t.buf = c.srv.pool.get(payload)
 		t.req.Data = t.buf.bytes[:payload]
-	}
-	if op == blockdev.OpWrite {
+		c.burstRead += uint64(payload)
+	case blockdev.OpExtents:
+		t.extents = c.srv.pool.getExtents()
+		t.req.Extents = t.extents[:0:room]
+	case blockdev.OpWrite:
+		t.buf = c.srv.pool.get(payload)
+		t.req.Data = t.buf.bytes[:payload]
 		if err := c.receive(t.req.Data); err != nil {
 			c.taken-- // drain must not wait for its reply; the slot is not needed any more
 			return err
 		}
 		c.burstWritten += uint64(payload)
-	} else {
-		c.burstRead += uint64(payload)
 	}
 	t.inDevice = true
 	c.burst = append(c.burst, &t.req)
@@ -99,8 +109,9 @@ func (c *conn) refuse(t *ticket, h protocol.TransmissionRequestHeader, refusal e
 			return err
 		}
 	}
+	c.prepare(t, refusal)
 	c.mu.Lock()
-	c.replyLocked(t, errnoOf(t.req.Op, refusal))
+	c.replyLocked(t)
 	c.mu.Unlock()
 	c.replied = true
 	return nil

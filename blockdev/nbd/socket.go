@@ -1,8 +1,10 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"net"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,15 +13,20 @@ import (
 // maxVectors is how many buffers one writev takes (IOV_MAX).
 const maxVectors = 1024
 
+// joinBytes is how much is put together for one write through TLS.
+const joinBytes = 64 << 10
+
 // socket writes to a connection without waiting, and waits without writing. One goroutine at a time uses it (see
-// outbox).
+// outbox); deadlines and close may come from any.
 //
 // net.Buffers would wait for the socket; a committer must not (N3). So the non-blocking writev is done here, through
 // the connection's syscall.RawConn. A connection without one (net.Pipe, TLS) takes nothing without waiting, and is
 // written to by the writer goroutine only.
 type socket struct {
-	nc  net.Conn
-	raw syscall.RawConn // nil: nc is not a socket of the kernel
+	net.Conn                 // as it was made: to set deadlines, and to close without a word
+	nc       net.Conn        // what bytes go through: the same, or TLS over it
+	raw      syscall.RawConn // nil: nc is not a socket of the kernel
+	joined   []byte          // blockingWrite's own
 
 	// Arguments and results of the calls below. They are here, and the two functions are made once, because a closure
 	// for each write would be an allocation.
@@ -32,7 +39,7 @@ type socket struct {
 }
 
 func newSocket(nc net.Conn) (*socket, error) {
-	s := &socket{nc: nc}
+	s := &socket{Conn: nc, nc: nc}
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		if err := tcp.SetNoDelay(true); err != nil {
 			return nil, err
@@ -86,11 +93,35 @@ func (s *socket) pollWritable(fd uintptr) bool {
 	return n > 0 || err != nil && err != unix.EINTR
 }
 
-// blockingWrite sends all on a connection that is no socket of the kernel.
+// blockingWrite sends on a connection that is no socket of the kernel. Small pieces go together: each write is a record
+// of TLS. It may send less than all.
 func (s *socket) blockingWrite(bufs [][]byte) (int, error) {
-	b := net.Buffers(bufs)
-	n, err := b.WriteTo(s.nc)
-	return int(n), err
+	if len(bufs[0]) >= joinBytes {
+		return s.nc.Write(bufs[0])
+	}
+	s.joined = s.joined[:0]
+	for _, b := range bufs {
+		if len(s.joined) > 0 && len(s.joined)+len(b) > joinBytes {
+			break
+		}
+		s.joined = append(s.joined, b...)
+	}
+	return s.nc.Write(s.joined)
+}
+
+// startTLS makes all that follows go through tc, which is over the connection.
+func (s *socket) startTLS(tc *tls.Conn) { s.nc, s.raw = tc, nil }
+
+// lastWords sends p, if that takes no time, and ends a TLS session in good order: the peer knows that nothing was cut off.
+func (s *socket) lastWords(p []byte) {
+	tc, ok := s.nc.(*tls.Conn)
+	if !ok {
+		s.tryWrite([][]byte{p})
+		return
+	}
+	s.SetWriteDeadline(time.Now().Add(farewellTimeout))
+	tc.Write(p)
+	tc.CloseWrite()
 }
 
 // writev does one system call on a non-blocking descriptor.

@@ -95,10 +95,10 @@ func TestCommands(t *testing.T) {
 				const cookie = 0x0123456789abcdef
 				r.request(c.flags, c.kind, cookie, c.offset, c.length, c.payload)
 				switch {
+				case structured && c.errno != 0:
+					r.wantErrorChunk(c.errno, cookie)
 				case !structured || c.kind != cmdRead:
 					r.wantSimple(c.errno, cookie, c.data)
-				case c.errno != 0:
-					r.want(uint32(magicStructured), uint16(1), uint16(1<<15|1), uint64(cookie), uint32(6), c.errno, uint16(0))
 				default:
 					r.want(uint32(magicStructured), uint16(1), uint16(1), uint64(cookie), 8+c.length, c.offset, c.data)
 				}

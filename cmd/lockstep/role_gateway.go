@@ -14,6 +14,8 @@ func newGateway(env *environment) *cobra.Command {
 		listen  = clientExport("")
 		timeout time.Duration
 		clients int
+		readers []string
+		readAll bool
 	)
 	cmd := &cobra.Command{
 		Use:   "gateway --view HOST:PORT[,...] --listen HOST:PORT|unix:/PATH",
@@ -27,6 +29,8 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 	flags.DurationVar(&timeout, "timeout", 0, `how long a request may wait for a primary before it fails with an I/O error;
 0 waits for ever, which is what file systems want`)
 	flags.IntVar(&clients, "max-clients", gateway.DefaultMaxClients, "connections in all")
+	flags.BoolVar(&readAll, "read-only", false, "let clients read only")
+	flags.StringSliceVar(&readers, "read-only-volume", nil, "let clients of this volume read only; may be given again")
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
 
@@ -47,6 +51,7 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 			stopped := make(chan error, 1)
 			g, err := gateway.Start(cmd.Context(), gateway.Options{
 				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
+				ReadOnly: readAll, ReadOnlyVolumes: readers,
 				OnEvent: logGatewayEvents(log, stopped),
 			})
 			if err != nil {

@@ -275,6 +275,10 @@ func (s *fakeSession) Submit(burst []*blockdev.Request) {
 		case r.Op == blockdev.OpRead:
 			r.Err = nil
 			copy(r.Data, d.data[r.Offset:])
+		case r.Op == blockdev.OpExtents:
+			r.Err = nil
+			r.AddExtent(1, blockdev.ExtentHole)
+			r.AddExtent(r.Length-1, blockdev.ExtentZero)
 		case r.Op == blockdev.OpWrite:
 			r.Err = nil
 			copy(d.data[r.Offset:], r.Data)

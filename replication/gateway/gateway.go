@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -44,6 +45,10 @@ type Options struct {
 	Listener net.Listener // instead of Listen; the gateway closes it
 
 	MaxClients int // connections in all; 0 means DefaultMaxClients
+
+	// Clients may read only, all volumes or those that are named.
+	ReadOnly        bool
+	ReadOnlyVolumes []string
 
 	// Timeout is how long a request may wait for a primary that answers; then it is completed with an I/O error. It is
 	// observed with some slack, of half its length at most. 0 means for ever, which is what file systems want.
@@ -212,7 +217,10 @@ func (g *Gateway) Open(ctx context.Context, name string) (nbd.Export, error) {
 	if err != nil {
 		return nbd.Export{}, err
 	}
-	return nbd.Export{Name: name, Description: "Lockstep volume", Device: &device{g: g, st: st}}, nil
+	return nbd.Export{
+		Name: name, Description: "Lockstep volume", Device: &device{g: g, st: st}, FastZero: true,
+		ReadOnly: g.opts.ReadOnly || slices.Contains(g.opts.ReadOnlyVolumes, name),
+	}, nil
 }
 
 // resolve finds a volume by name. One in use is watched; of another the view service is asked. If that does not

@@ -40,6 +40,19 @@ func TestFrontDisconnectReleasesEverything(t *testing.T) {
 	})
 }
 
+// What the primary says of holes is what the client is told, after a failover too.
+func TestExtentsAreThePrimarys(t *testing.T) {
+	c := startCluster(t, 2, nil)
+	d := c.dial()
+	want := []blockdev.Extent{{Length: 1, State: blockdev.ExtentHole}, {Length: 8191, State: blockdev.ExtentZero}}
+	for i := range 2 {
+		c.moveTo(i)
+		if got, err := d.Extents(4096, 8192); err != nil || !slices.Equal(got, want) {
+			t.Fatalf("%v, %v", got, err)
+		}
+	}
+}
+
 func TestTimeoutGivesAnErrorAndKeepsTheSessionUsable(t *testing.T) {
 	c := startCluster(t, 2, func(o *Options) { o.Timeout = 4 * minTimeout })
 	old := c.nodes[0]
@@ -62,6 +75,26 @@ func TestTimeoutGivesAnErrorAndKeepsTheSessionUsable(t *testing.T) {
 	}
 	if c.count(EventExpired) != 1 {
 		t.Error("not one request expired")
+	}
+}
+
+// A read-only volume can be read and not changed; another one is as it was.
+func TestReadOnlyVolumes(t *testing.T) {
+	for name, c := range map[string]struct {
+		adjust func(*Options)
+		want   bool
+	}{
+		"all":     {func(o *Options) { o.ReadOnly = true }, true},
+		"by name": {func(o *Options) { o.ReadOnlyVolumes = []string{"x", "vol0"} }, true},
+		"another": {func(o *Options) { o.ReadOnlyVolumes = []string{"vol"} }, false},
+	} {
+		d := startCluster(t, 1, c.adjust).dial()
+		if _, err := d.ReadAt(make([]byte, 4096), 0); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := d.WriteAt(page("x"), 0); errors.Is(err, blockdev.ErrReadOnly) != c.want || d.Info().ReadOnly() != c.want {
+			t.Errorf("%s: write: %v; said to be read-only: %v", name, err, d.Info().ReadOnly())
+		}
 	}
 }
 

@@ -196,6 +196,10 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 		conn.Close()
 		return nil, fmt.Errorf("gateway: the primary's disk has %d bytes, the volume %d", have, s.size)
 	}
+	if !conn.Info().Extents {
+		conn.Close()
+		return nil, errors.New("gateway: the primary does not tell of holes; it is of an older version")
+	}
 	return conn, nil
 }
 

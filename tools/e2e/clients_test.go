@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -48,6 +49,14 @@ func TestNBDToolsWorkThroughTheGateway(t *testing.T) {
 		command(t, "nbdcopy", "--flush", in, c.URI)
 		command(t, "nbdcopy", c.URI, out)
 		sameFile(t, in, out)
+	})
+	t.Run("holes", func(t *testing.T) {
+		command(t, "nbdsh", "-u", c.URI, "-c", "h.zero(64 << 20, 0); h.pwrite(b'x' * (1 << 20), 16 << 20); h.flush()")
+		want := fmt.Sprintln(0, 16<<20, 3, "hole,zero", 16<<20, 1<<20, 0, "data", 17<<20, 47<<20, 3, "hole,zero")
+		if got := command(t, "nbdinfo", "--map", c.URI); strings.Join(strings.Fields(got), " ")+"\n" != want {
+			t.Errorf("nbdinfo shows\n%swant\n%s", got, want)
+		}
+		command(t, "nbdcopy", "--flush", in, c.URI)
 	})
 	t.Run("qemu-img compare and convert", func(t *testing.T) {
 		command(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", in, c.URI)
