@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"lockstep/blockdev"
+	"lockstep/replication"
+	"lockstep/viewsvc"
+)
+
+// The phases of a run, on the world's clock.
+const (
+	bootTime   = 400 * time.Millisecond
+	healTime   = 60 * time.Second // until everything has to be well again
+	volumeSize = 4 << 20
+)
+
+// cluster is the simulated system and what checks it.
+type cluster struct {
+	w        *world
+	net      *network
+	views    *views
+	machines []*machine
+	clients  []*client
+	history  *history
+	nemesis  *nemesis
+
+	// Of this seed.
+	copies        int
+	replayers     int
+	logBytes      int64
+	segmentBytes  int64
+	diskTime      time.Duration
+	applyEvery    time.Duration
+	stormTime     time.Duration
+	load          bool
+	mayFailReads  bool // a block was damaged
+	damagedBlocks map[uint64]bool
+}
+
+func newCluster(seed uint64, trace func(string)) *cluster {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 0x10c557e9)), trace: trace}
+	c := &cluster{w: w, history: &history{}, damagedBlocks: map[uint64]bool{}}
+	c.net = &network{w: w, blocked: map[hostPair]int{}, slow: map[hostPair]time.Duration{}, accept: c.accept}
+	c.copies = 2 + w.rng.IntN(2)
+	c.segmentBytes = 192 << 10
+	c.logBytes = c.segmentBytes * int64(3+w.rng.IntN(3))
+	c.diskTime = []time.Duration{5, 20, 100, 400}[w.rng.IntN(4)] * time.Microsecond
+	c.applyEvery = []time.Duration{5, 50, 400, 2000}[w.rng.IntN(4)] * time.Millisecond
+	c.stormTime = w.between(time.Second, 6*time.Second)
+	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
+	c.views.onView = c.checkView
+	for i := range c.copies + w.rng.IntN(3) {
+		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
+	}
+	c.nemesis = newNemesis(c)
+	return c
+}
+
+// accept is the machine's that is called.
+func (c *cluster) accept(host, port string, e *endpoint) acceptance {
+	for _, m := range c.machines {
+		if m.name == host {
+			return m.accept(port, e)
+		}
+	}
+	return vanished
+}
+
+// run plays a seed and returns what went wrong, "" if nothing did.
+func (c *cluster) run() string {
+	w := c.w
+	for _, m := range c.machines {
+		m.start()
+	}
+	c.create()
+	n := 2 + w.rng.IntN(2)
+	c.replayers = w.rng.IntN(2)
+	for i := range n {
+		k := &client{c: c, no: i, depth: 1 + w.rng.IntN(6), think: w.between(time.Millisecond, 60*time.Millisecond), replays: i < c.replayers}
+		c.clients = append(c.clients, k)
+		k.start()
+	}
+	c.load = true
+	w.run(bootTime, nil)
+	c.nemesis.begin()
+	w.run(bootTime+c.stormTime, nil)
+	c.nemesis.heal()
+	w.run(w.now+2*time.Second, nil) // some load on what is left
+	c.load = false
+	deadline := w.now + healTime
+	well := false
+	for w.bad == "" && w.now < deadline {
+		w.run(w.now+100*time.Millisecond, nil)
+		if well = c.well(); well {
+			break
+		}
+	}
+	if w.bad == "" && !well {
+		w.fail("not well again after %v: %s", healTime, c.state())
+	}
+	c.finalReads()
+	if w.bad == "" {
+		c.compare()
+	}
+	for _, o := range c.history.ops {
+		if o.ret != 0 {
+			w.stats.acks++
+		}
+	}
+	if w.bad == "" {
+		if b := c.history.check(); b != nil {
+			w.fail("the history of sector %d is not linearizable%s", b.sector, keepHistory(b))
+		}
+	}
+	w.shut()
+	return w.bad
+}
+
+// create creates the volume, as soon as somebody leads.
+func (c *cluster) create() {
+	c.w.after(100*time.Millisecond, func() {
+		if len(c.views.history) > 0 {
+			return
+		}
+		c.create()
+		if c.views.mon == nil {
+			return
+		}
+		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: 1, Sync: viewsvc.SyncAlways})
+		if err != nil {
+			return
+		}
+		c.views.commit(cmd, func(viewsvc.Result, error) {})
+	})
+}
+
+// byReplica finds the machine that has a replica now.
+func (c *cluster) byReplica(r viewsvc.ReplicaID) *machine {
+	for _, m := range c.machines {
+		if m.copies > 0 && r == viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies)) {
+			return m
+		}
+	}
+	return nil
+}
+
+// checkView asserts I2 and what else the history of views promises.
+func (c *cluster) checkView(v viewsvc.View) {
+	old := c.views.current()
+	w := c.w
+	switch {
+	case v.Num != old.Num+1:
+		w.fail("V: view %d follows view %d", v.Num, old.Num)
+	case old.Num > 0 && !old.Has(v.Primary):
+		w.fail("I2: %s, primary of view %d, was no member of the one before", v.Primary, v.Num)
+	case v.Tenure != old.Tenure && v.Tenure != v.Num, v.Tenure == old.Tenure && v.Primary != old.Primary:
+		w.fail("V: tenure %d of %s in view %d after tenure %d of %s", v.Tenure, v.Primary, v.Num, old.Tenure, old.Primary)
+	}
+	if old.Num > 0 && v.Primary != old.Primary {
+		w.stats.note(promoted)
+	} else if old.Num > 0 && v.Tenure != old.Tenure {
+		w.stats.note(resumed)
+	}
+}
+
+// mayLose tells whether a machine's replica can be missed: another member of the newest view has a disk that nothing
+// was done to, and no view without it is on its way.
+func (c *cluster) mayLose(m *machine) bool {
+	v := c.views.current()
+	mine := viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies))
+	if v.Num == 0 {
+		return false
+	}
+	for r, n := range c.views.underWay {
+		if n > 0 && r != "" {
+			return false
+		}
+	}
+	if !v.Has(mine) {
+		return true
+	}
+	for _, r := range v.Members() {
+		if o := c.byReplica(r); r != mine && o != nil && !o.flipped && (o.store == nil || o.store.Err() == nil) {
+			return true
+		}
+	}
+	return false
+}
+
+// failed is an error that a client was given.
+func (c *cluster) failed(o *op, err error) {
+	if c.mayFailReads && errors.Is(err, blockdev.ErrIO) {
+		return
+	}
+	c.w.fail("%v failed: %v", o, err)
+}
+
+// well tells whether the volume has all its members and everything was answered.
+func (c *cluster) well() bool {
+	v := c.views.current()
+	if len(v.Members()) < c.copies {
+		return false
+	}
+	var end uint64
+	for i, r := range v.Members() {
+		m := c.byReplica(r)
+		if m == nil || m.replica == nil {
+			return false
+		}
+		rep := m.replica.Report()
+		if rep.View != v.Num || i == 0 && rep.Role != viewsvc.RolePrimary || i > 0 && rep.Role != viewsvc.RoleBackup {
+			return false
+		}
+		if i == 0 {
+			end = rep.LogEnd
+		}
+		if rep.LogEnd != end || rep.Commit != end {
+			return false
+		}
+	}
+	for _, k := range c.clients {
+		if len(k.pending) > 0 || k.e == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *cluster) state() string {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "view %+v", c.views.current())
+	for _, m := range c.machines {
+		if m.replica != nil {
+			r := m.replica.Report()
+			fmt.Fprintf(&b, "; %s %s view %d end %d commit %d applied %d %s", m.name, r.Role, r.View, r.LogEnd, r.Commit, r.Applied, r.Error)
+		} else {
+			fmt.Fprintf(&b, "; %s has no replica (process %v)", m.name, m.p != nil)
+		}
+	}
+	for _, k := range c.clients {
+		fmt.Fprintf(&b, "; c%d waits for %d, attached %v", k.no, len(k.pending), k.e != nil)
+	}
+	return b.String()
+}
+
+// finalReads reads all that was ever written.
+func (c *cluster) finalReads() {
+	w := c.w
+	if w.bad != "" {
+		return
+	}
+	k := c.clients[0]
+	for _, run := range hotRuns {
+		for b := run[0]; b < run[0]+run[1]; b++ {
+			o := &op{client: k.no, first: b * blockSectors, count: blockSectors}
+			o.op, o.off, o.length = blockdev.OpRead, o.first*sector, blockdev.BlockSize
+			c.history.call(o)
+			k.pending = append(k.pending, o)
+		}
+	}
+	k.send(k.pending)
+	deadline := w.now + healTime
+	for w.bad == "" && len(k.pending) > 0 && w.now < deadline {
+		w.run(w.now+20*time.Millisecond, nil)
+	}
+	if len(k.pending) > 0 {
+		w.fail("the last reads are not answered")
+	}
+}
+
+// compare asserts I12: the members hold the same bytes, and nothing but what was written.
+func (c *cluster) compare() {
+	var want []byte
+	v := c.views.current()
+	for _, r := range v.Members() {
+		m := c.byReplica(r)
+		got := make([]byte, volumeSize)
+		for b := uint64(0); b < volumeSize/blockdev.BlockSize; b++ {
+			if err := m.store.Read(b, got[b*blockdev.BlockSize:(b+1)*blockdev.BlockSize]); err != nil {
+				var bad *blockdev.CorruptBlockError
+				if !errors.As(err, &bad) || !c.damagedBlocks[bad.Block] {
+					c.w.fail("I12: %s: block %d: %v", m.name, b, err)
+					return
+				}
+			}
+			if c.damagedBlocks[b] {
+				clear(got[b*blockdev.BlockSize : (b+1)*blockdev.BlockSize])
+			}
+		}
+		if want == nil {
+			want = got
+		} else if !bytes.Equal(want, got) {
+			for b := 0; b < len(want); b += sector {
+				if !bytes.Equal(want[b:b+sector], got[b:b+sector]) {
+					c.w.fail("I12: %s and %s differ in sector %d", v.Primary, r, b/sector)
+					return
+				}
+			}
+		}
+	}
+}
+
+var _ replication.Runtime = (*proc)(nil)

@@ -1,0 +1,89 @@
+// Command sim simulates whole clusters, each by a seed.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+func main() {
+	var (
+		seed    = flag.Uint64("seed", 0, "play only this seed")
+		trace   = flag.Bool("trace", false, "print what happens, one line an event")
+		seeds   = flag.Uint64("seeds", 2000, "how many seeds to play")
+		first   = flag.Uint64("first", 1, "the first of them")
+		soak    = flag.Duration("soak", 0, "play seeds for so long instead")
+		workers = flag.Int("workers", runtime.NumCPU(), "how many to play at a time")
+	)
+	flag.Parse()
+	if *seed != 0 {
+		os.Exit(playOne(*seed, *trace))
+	}
+	os.Exit(playMany(*first, *seeds, *soak, *workers))
+}
+
+func playOne(seed uint64, trace bool) int {
+	var tr func(string)
+	if trace {
+		tr = func(l string) { fmt.Println(l) }
+	}
+	c := newCluster(seed, tr)
+	bad := c.run()
+	fmt.Printf("seed %d: %d machines, %d copies, %d views, %d operations answered, %v, %d turns\n", seed, len(c.machines), c.copies,
+		len(c.views.history), c.w.stats.acks, c.w.now, c.w.turns)
+	if bad != "" {
+		fmt.Println("FAIL", bad)
+		return 1
+	}
+	return 0
+}
+
+func playMany(first, n uint64, soak time.Duration, workers int) int {
+	var (
+		next   atomic.Uint64
+		mu     sync.Mutex
+		total  stats
+		failed int
+		wg     sync.WaitGroup
+	)
+	began := time.Now()
+	next.Store(first)
+	for range workers {
+		wg.Go(func() {
+			for {
+				s := next.Add(1) - 1
+				if soak > 0 && time.Since(began) > soak || soak == 0 && s >= first+n {
+					return
+				}
+				c := newCluster(s, nil)
+				bad := c.run()
+				mu.Lock()
+				total.add(&c.w.stats)
+				if bad != "" {
+					failed++
+					fmt.Printf("FAIL seed %d: %s\n", s, bad)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	played := next.Load() - first - uint64(workers)
+	took := time.Since(began)
+	fmt.Printf("%d seeds in %v (%.1f ms each on %d workers), %d failed, %d operations answered\n", played, took.Round(time.Millisecond),
+		took.Seconds()*1000*float64(workers)/float64(played), workers, failed, total.acks)
+	for x, name := range sometimesNames {
+		fmt.Printf("%8d %s\n", total.seen[x], name)
+	}
+	if failed > 0 {
+		return 1
+	}
+	return 0
+}
+
+func keepHistory(*broken) string { return "" }

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"syscall"
+	"time"
+
+	"lockstep/viewsvc"
+	"lockstep/wal/vfs/memfs"
+)
+
+// fault is something bad that happens.
+type fault int
+
+const (
+	faultKill fault = iota
+	faultPower
+	faultBlackout // all machines lose power
+	faultPause
+	faultIsolate // a machine, from some or all
+	faultOneWay
+	faultReset
+	faultSlowLink
+	faultSlowDisk
+	faultDiskError
+	faultStopInIO // power is lost in the middle of a storage operation
+	faultWipe
+	faultFlip
+	faultHandover
+	faultLeader
+	faultViewServer
+	faultClock
+	faultCount
+)
+
+// nemesis makes faults happen. Which ones are common is the seed's choice: in most runs a few kinds only, so that what
+// takes many of one kind is found, too.
+type nemesis struct {
+	c       *cluster
+	weights [faultCount]int
+	total   int
+	pace    time.Duration
+	over    bool
+	undo    []func() // what ends with the storm
+}
+
+func newNemesis(c *cluster) *nemesis {
+	n := &nemesis{c: c}
+	w := c.w
+	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 5, faultOneWay: 4, faultReset: 5,
+		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
+		faultViewServer: 2, faultClock: 2}
+	for i, x := range usual {
+		switch w.rng.IntN(4) {
+		case 0:
+			x *= 5
+		case 1, 2:
+			x = 0
+		}
+		n.weights[i] = x
+		n.total += x
+	}
+	n.pace = []time.Duration{60, 200, 600, 1500}[w.rng.IntN(4)] * time.Millisecond
+	return n
+}
+
+func (n *nemesis) begin() {
+	if n.total > 0 {
+		n.next()
+	}
+}
+
+func (n *nemesis) next() {
+	n.c.w.after(n.c.w.between(n.pace/4, 2*n.pace), func() {
+		if !n.over {
+			n.strike()
+			n.next()
+		}
+	})
+}
+
+func (n *nemesis) strike() {
+	x := n.c.w.rng.IntN(n.total)
+	for f, weight := range n.weights {
+		if x -= weight; x < 0 {
+			n.do(fault(f))
+			return
+		}
+	}
+}
+
+// some is any machine; often the primary's.
+func (n *nemesis) some() *machine {
+	w := n.c.w
+	if w.one(3) {
+		if m := n.c.byReplica(n.c.views.current().Primary); m != nil {
+			return m
+		}
+	}
+	return n.c.machines[w.rng.IntN(len(n.c.machines))]
+}
+
+// spell is how long something lasts: now and then longer than anybody waits.
+func (n *nemesis) spell() time.Duration {
+	w := n.c.w
+	switch w.rng.IntN(4) {
+	case 0:
+		return w.between(time.Second, 4*time.Second)
+	case 1:
+		return w.between(10*time.Millisecond, 60*time.Millisecond)
+	default:
+		return w.between(50*time.Millisecond, time.Second)
+	}
+}
+
+// during does something and undoes it later.
+func (n *nemesis) during(do, undo func()) {
+	done := false
+	end := func() {
+		if !done {
+			done = true
+			undo()
+		}
+	}
+	do()
+	n.undo = append(n.undo, end)
+	n.c.w.after(n.spell(), end)
+}
+
+func (n *nemesis) fate() memfs.Fate {
+	w := n.c.w
+	switch w.rng.IntN(4) {
+	case 0:
+		return memfs.None
+	case 1:
+		return memfs.All
+	default:
+		return memfs.Random(w.rng.Uint64(), w.rng.Float64())
+	}
+}
+
+func (n *nemesis) do(f fault) {
+	c, w, m := n.c, n.c.w, n.some()
+	switch f {
+	case faultKill:
+		if m.p != nil {
+			n.during(m.kill, m.start)
+		}
+	case faultPower:
+		if m.powered {
+			n.during(func() { m.cut(n.fate()) }, m.start)
+		}
+	case faultBlackout:
+		w.tr("blackout")
+		w.stats.note(powerFailure)
+		for _, m := range c.machines {
+			n.during(func() { m.cut(n.fate()) }, m.start)
+		}
+	case faultPause:
+		if p := m.p; p != nil && !p.paused {
+			w.tr("%s is stopped", p.name)
+			n.during(p.pause, func() { w.tr("%s goes on", p.name); p.resume() })
+		}
+	case faultIsolate:
+		n.isolate(m)
+	case faultOneWay:
+		if o := c.machines[w.rng.IntN(len(c.machines))]; o != m {
+			n.cutLine(m.name, o.name)
+		} else {
+			n.cutLine(m.name, c.views.servers[w.rng.IntN(len(c.views.servers))])
+		}
+	case faultReset:
+		if live := c.net.live(); len(live) > 0 {
+			e := live[w.rng.IntN(len(live))]
+			w.tr("a connection of %s to %s is reset", e.host, e.peer.host)
+			e.reset()
+		}
+	case faultSlowLink:
+		o := c.machines[w.rng.IntN(len(c.machines))]
+		pair, d := hostPair{m.name, o.name}, w.between(time.Millisecond, 150*time.Millisecond)
+		w.tr("the link %v takes %v more", pair, d)
+		n.during(func() { c.net.slow[pair] += d }, func() { c.net.slow[pair] -= d })
+	case faultSlowDisk:
+		w.tr("the disk of %s is slow", m.name)
+		n.during(func() { m.slow = 10 + w.rng.IntN(200) }, func() { m.slow = 1 })
+	case faultDiskError:
+		if m.p != nil && c.mayLose(m) {
+			at := m.fs.Ops() + w.rng.IntN(60)
+			w.tr("an operation of the disk of %s fails", m.name)
+			err := error(syscall.EIO)
+			if w.one(2) {
+				err = syscall.ENOSPC
+			}
+			m.fs.FailAt(at, err)
+			n.during(func() {}, func() { m.fs.FailAt(-1, nil); m.kill(); m.start() })
+		}
+	case faultStopInIO:
+		if m.p != nil {
+			m.fs.StopAt(m.fs.Ops() + w.rng.IntN(30))
+			w.after(w.between(0, 20*time.Millisecond), func() { n.during(func() { m.cut(n.fate()) }, m.start) })
+		}
+	case faultWipe:
+		n.wipe(m)
+	case faultFlip:
+		n.flip(m)
+	case faultHandover:
+		if mon := c.views.mon; mon != nil {
+			_, to, err := mon.OrderHandover(volumeName, "")
+			w.tr("handover to %s is ordered: %s", to, errText(err))
+			c.views.flush()
+		}
+	case faultLeader:
+		if c.views.mon != nil {
+			c.views.elect(w.between(20*time.Millisecond, time.Second))
+		}
+	case faultViewServer:
+		i := w.rng.IntN(len(c.views.servers))
+		n.during(func() { c.views.setDown(i, true) }, func() { c.views.setDown(i, false) })
+	case faultClock:
+		if p := m.p; p != nil {
+			rate := []float64{0.02, 0.5, 0.9, 1.1, 2}[w.rng.IntN(5)]
+			w.tr("the clock of %s runs at %v", p.name, rate)
+			n.during(func() { p.setRate(rate) }, func() { p.setRate(1) })
+		}
+	case faultCount:
+	}
+}
+
+// cutLine loses what goes from one host to another.
+func (n *nemesis) cutLine(from, to string) {
+	n.c.w.tr("%s does not reach %s", from, to)
+	n.during(func() { n.c.net.block(from, to) }, func() { n.c.w.tr("%s reaches %s again", from, to); n.c.net.unblock(from, to) })
+}
+
+// isolate cuts a machine off: from the view servers, from the other machines, from the clients, or from several of
+// these.
+func (n *nemesis) isolate(m *machine) {
+	c, w := n.c, n.c.w
+	var from []string
+	views, nodes, clients := w.one(2), w.one(2), w.one(3)
+	if !views && !nodes && !clients {
+		views, nodes, clients = true, true, true
+	}
+	if views {
+		from = append(from, c.views.servers...)
+	}
+	for _, o := range c.machines {
+		if nodes && o != m && !w.one(4) {
+			from = append(from, o.name)
+		}
+	}
+	for _, k := range c.clients {
+		if clients {
+			from = append(from, k.p.name)
+		}
+	}
+	w.tr("%s is cut off from %v", m.name, from)
+	n.during(func() {
+		for _, o := range from {
+			c.net.block(m.name, o)
+			c.net.block(o, m.name)
+		}
+	}, func() {
+		w.tr("%s is cut off no more from %v", m.name, from)
+		for _, o := range from {
+			c.net.unblock(m.name, o)
+			c.net.unblock(o, m.name)
+		}
+	})
+}
+
+// wipe gives a machine an empty disk, if its replica can be missed once nothing of it is under way any more.
+func (n *nemesis) wipe(m *machine) {
+	c, w := n.c, n.c.w
+	if !m.powered {
+		return
+	}
+	n.during(func() { m.cut(memfs.None) }, m.start)
+	w.after(1200*time.Millisecond, func() {
+		if !m.powered && w.now-m.stopped >= time.Second && c.mayLose(m) {
+			m.wipe()
+			w.stats.note(wiped)
+		}
+	})
+}
+
+// flip damages a block of a replica's image that another member has, too.
+func (n *nemesis) flip(m *machine) {
+	c, w := n.c, n.c.w
+	r := c.views.current()
+	if m.replica == nil || !r.Has(m.replica.ID()) || len(r.Backups) == 0 || len(c.damagedBlocks) > 0 || !c.mayLose(m) {
+		return
+	}
+	run := hotRuns[w.rng.IntN(len(hotRuns))]
+	block := run[0] + w.rng.Uint64N(run[1])
+	if err := m.fs.Flip(volumeDir+"/data.img", int64(block)*4096+int64(w.rng.IntN(4096)), 0x10); err != nil {
+		return
+	}
+	w.tr("a bit of block %d of %s flips", block, m.name)
+	c.damagedBlocks[block], c.mayFailReads, m.flipped = true, true, true
+}
+
+// heal ends all faults.
+func (n *nemesis) heal() {
+	n.over = true
+	n.c.w.tr("the storm is over")
+	for _, f := range n.undo {
+		f()
+	}
+	for _, m := range n.c.machines {
+		m.fs.FailAt(-1, nil)
+		if m.p != nil && m.store != nil && m.store.Err() != nil {
+			m.kill()
+		}
+		m.start()
+	}
+	for i := range n.c.views.servers {
+		n.c.views.setDown(i, false)
+	}
+	if n.c.views.mon == nil {
+		n.c.views.elect(100 * time.Millisecond)
+	}
+}
+
+var _ = viewsvc.View{}

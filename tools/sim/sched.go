@@ -1,0 +1,443 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"lockstep/replication"
+)
+
+// maxTurns ends a run in which somebody spins.
+const maxTurns = 3_000_000
+
+// epoch is what the clocks show when a run begins.
+var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// event is something that happens at a time: f is called, or a coroutine goes on.
+type event struct {
+	at  time.Duration
+	seq uint64 // those of one moment happen in the order in which they were planned
+	f   func()
+	co  *coro
+	p   *proc         // whose clock the wait is measured by; nil: the world's
+	due time.Duration // on that clock
+}
+
+// cancel makes an event not happen. It costs nothing if it already did.
+func (e *event) cancel() { e.f, e.co = nil, nil }
+
+// world is one run: a clock that jumps from event to event, and coroutines of which one runs at a time. Whatever is
+// ready goes on before the clock moves, in an order that the seed decides: the processes are infinitely fast, and only
+// waiting, the network and the disks take time.
+type world struct {
+	rng    *rand.Rand
+	now    time.Duration
+	seq    uint64
+	events []*event // heap, by (at, seq)
+	ready  []*coro
+	cur    *coro // nil: the scheduler itself
+	procs  []*proc
+	turns  int
+	bad    string // what went wrong first; the run ends
+
+	trace func(string) // nil: nobody listens
+	stats stats
+}
+
+func (w *world) tr(format string, args ...any) {
+	if w.trace != nil {
+		w.trace(fmt.Sprintf("%11.6f ", w.now.Seconds()) + fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.bad == "" {
+		w.bad = fmt.Sprintf(format, args...)
+		w.tr("FAIL %s", w.bad)
+	}
+}
+
+// one is true once in n times.
+func (w *world) one(n int) bool { return w.rng.IntN(n) == 0 }
+
+// between is a duration in [lo, hi).
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)))
+}
+
+func (w *world) after(d time.Duration, f func()) *event { return w.plan(d, &event{f: f}) }
+
+func (w *world) plan(d time.Duration, e *event) *event {
+	w.seq++
+	e.at, e.seq = w.now+max(d, 0), w.seq
+	w.events = append(w.events, e)
+	w.rise(len(w.events) - 1)
+	return e
+}
+
+// rise moves an event up the heap to where it belongs.
+func (w *world) rise(i int) {
+	h := w.events
+	for i > 0 {
+		up := (i - 1) / 2
+		if !h[i].before(h[up]) {
+			break
+		}
+		h[i], h[up] = h[up], h[i]
+		i = up
+	}
+}
+
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+func (w *world) pop() *event {
+	h := w.events
+	e, last := h[0], len(h)-1
+	h[0], h[last] = h[last], nil
+	h = h[:last]
+	for i := 0; ; {
+		next := i
+		for c := 2*i + 1; c <= 2*i+2 && c < last; c++ {
+			if h[c].before(h[next]) {
+				next = c
+			}
+		}
+		if next == i {
+			break
+		}
+		h[i], h[next] = h[next], h[i]
+		i = next
+	}
+	w.events = h
+	return e
+}
+
+// run lets the world go on until a moment, until something is wrong, or until stop says so.
+func (w *world) run(until time.Duration, stop func() bool) {
+	for w.bad == "" {
+		if n := len(w.ready); n > 0 {
+			i := w.rng.IntN(n)
+			c := w.ready[i]
+			w.ready[i] = w.ready[n-1]
+			w.ready = w.ready[:n-1]
+			w.resume(c)
+			continue
+		}
+		if stop != nil && stop() {
+			return
+		}
+		if len(w.events) == 0 || w.events[0].at > until {
+			w.now = until
+			return
+		}
+		e := w.pop()
+		w.now = e.at
+		switch {
+		case e.co != nil:
+			w.wake(e.co)
+		case e.f != nil:
+			e.f()
+		}
+	}
+}
+
+// coro is a goroutine of a simulated process.
+type coro struct {
+	p     *proc
+	next  func() (struct{}, bool)
+	stop  func()
+	yield func(struct{}) bool
+	woken bool // is in world.ready or proc.parked
+	done  bool
+}
+
+func (w *world) resume(c *coro) {
+	if c.done {
+		return
+	}
+	if c.p.paused {
+		c.p.parked = append(c.p.parked, c)
+		return
+	}
+	if w.turns++; w.turns > maxTurns {
+		w.fail("somebody spins: %d turns in %v", w.turns, w.now)
+		return
+	}
+	c.woken = false
+	w.cur = c
+	_, more := c.next()
+	w.cur = nil
+	if !more {
+		c.done = true
+		c.p.live--
+	}
+}
+
+// wake makes a waiting coroutine go on.
+func (w *world) wake(c *coro) {
+	if c == nil || c.done || c.woken {
+		return
+	}
+	c.woken = true
+	w.ready = append(w.ready, c)
+}
+
+// errKilled unwinds the coroutines of a process that is killed.
+var errKilled = errors.New("killed")
+
+// block gives the turn away until somebody wakes the coroutine.
+func (w *world) block() {
+	if !w.cur.yield(struct{}{}) {
+		panic(errKilled)
+	}
+}
+
+// proc is a process: what its coroutines wait in ends with it. It is the replication.Runtime of what runs in it.
+type proc struct {
+	w      *world
+	name   string
+	dead   bool
+	paused bool
+	parked []*coro
+	coros  []*coro
+	live   int
+
+	// work tells how long the I/O took that was done since the last call. The next coroutine that takes a lock waits so
+	// long: which is the one that did it, on its way back.
+	work func() time.Duration
+
+	// The clock: it showed local at the moment since, and runs at rate.
+	local, since time.Duration
+	rate         float64
+}
+
+func (w *world) newProc(name string) *proc {
+	p := &proc{w: w, name: name, rate: 1, since: w.now, local: w.now}
+	w.procs = append(w.procs, p)
+	return p
+}
+
+// shut kills what still runs, so that a run leaves nothing behind.
+func (w *world) shut() {
+	for _, p := range w.procs {
+		p.kill()
+	}
+}
+
+// kill ends the process at once.
+func (p *proc) kill() {
+	if p.w.cur != nil {
+		panic("sim: kill within a coroutine")
+	}
+	if p.dead {
+		return
+	}
+	p.dead = true
+	for _, c := range p.coros {
+		if !c.done {
+			c.done = true
+			c.stop()
+		}
+	}
+	p.coros, p.parked = nil, nil
+}
+
+func (p *proc) pause() { p.paused = true }
+
+func (p *proc) resume() {
+	p.paused = false
+	p.w.ready = append(p.w.ready, p.parked...)
+	p.parked = nil
+}
+
+// setRate makes the clock run faster or slower.
+func (p *proc) setRate(rate float64) {
+	p.local, p.since, p.rate = p.clock(), p.w.now, rate
+	for i, e := range p.w.events {
+		if e.p == p {
+			e.at = p.w.now + p.real(e.due-p.local)
+		}
+		p.w.rise(i) // what is before i is in order
+	}
+}
+
+// timer wakes the running coroutine after d on the process's clock.
+func (p *proc) timer(d time.Duration) *event {
+	return p.w.plan(p.real(d), &event{co: p.w.cur, p: p, due: p.clock() + d})
+}
+
+func (p *proc) clock() time.Duration {
+	return p.local + time.Duration(float64(p.w.now-p.since)*p.rate)
+}
+
+// real is how long a wait takes that this process's clock measures.
+func (p *proc) real(d time.Duration) time.Duration { return time.Duration(float64(d) / p.rate) }
+
+// Go implements replication.Runtime.
+func (p *proc) Go(f func()) {
+	if p.dead {
+		return
+	}
+	c := &coro{p: p}
+	c.next, c.stop = iter.Pull(func(yield func(struct{}) bool) {
+		defer func() {
+			if e := recover(); e != nil && e != errKilled {
+				p.w.tr("%s", debug.Stack())
+				p.w.fail("panic in %s: %v", p.name, e)
+			}
+		}()
+		c.yield = yield
+		f()
+	})
+	if p.live*2+32 < len(p.coros) {
+		alive := p.coros[:0]
+		for _, o := range p.coros {
+			if !o.done {
+				alive = append(alive, o)
+			}
+		}
+		clear(p.coros[len(alive):])
+		p.coros = alive
+	}
+	p.coros = append(p.coros, c)
+	p.live++
+	p.w.wake(c)
+}
+
+// Now implements replication.Runtime.
+func (p *proc) Now() time.Time { return epoch.Add(p.clock()) }
+
+// sleep lets d pass on this process's clock.
+func (p *proc) sleep(d time.Duration) {
+	if p.dead {
+		panic(errKilled)
+	}
+	p.timer(d)
+	p.w.block()
+}
+
+// mutex is a lock. Taking it is where a coroutine may lose its turn.
+type mutex struct {
+	p       *proc
+	held    bool
+	waiting []*coro
+}
+
+// Mutex implements replication.Runtime.
+func (p *proc) Mutex() sync.Locker { return &mutex{p: p} }
+
+// turnChance: one Lock in so many gives the turn away.
+const turnChance = 24
+
+func (m *mutex) Lock() {
+	p := m.p
+	w := p.w
+	if p.dead || w.cur == nil { // the scheduler only looks
+		return
+	}
+	if p.work != nil {
+		if d := p.work(); d > 0 {
+			p.sleep(d)
+		}
+	}
+	if w.one(turnChance) {
+		w.wake(w.cur)
+		w.block()
+	}
+	for m.held {
+		m.waiting = append(m.waiting, w.cur)
+		w.block()
+	}
+	m.held = true
+}
+
+func (m *mutex) Unlock() {
+	if m.p.dead || m.p.w.cur == nil {
+		return
+	}
+	if !m.held {
+		panic("sim: unlock of a lock that nobody holds")
+	}
+	m.held = false
+	if len(m.waiting) > 0 {
+		c := m.waiting[0]
+		m.waiting = m.waiting[1:]
+		m.p.w.wake(c)
+	}
+}
+
+type cond struct {
+	p       *proc
+	l       sync.Locker
+	waiting []*coro
+}
+
+// Cond implements replication.Runtime.
+func (p *proc) Cond(l sync.Locker) replication.Cond { return &cond{p: p, l: l} }
+
+func (c *cond) Wait() {
+	if c.p.dead {
+		panic(errKilled)
+	}
+	c.waiting = append(c.waiting, c.p.w.cur)
+	c.l.Unlock()
+	c.p.w.block()
+	c.l.Lock()
+}
+
+func (c *cond) Signal() {
+	if len(c.waiting) > 0 {
+		c.p.w.wake(c.waiting[0])
+		c.waiting = c.waiting[1:]
+	}
+}
+
+func (c *cond) Broadcast() {
+	for _, co := range c.waiting {
+		c.p.w.wake(co)
+	}
+	c.waiting = nil
+}
+
+type alarm struct {
+	p       *proc
+	rung    bool
+	waiting *coro
+}
+
+// Alarm implements replication.Runtime.
+func (p *proc) Alarm() replication.Alarm { return &alarm{p: p} }
+
+func (a *alarm) Ring() {
+	a.rung = true
+	a.p.w.wake(a.waiting)
+}
+
+// Wait does not notice that ctx ends before its time is over: nobody is in a hurry then.
+func (a *alarm) Wait(ctx context.Context, d time.Duration) bool {
+	if a.p.dead {
+		panic(errKilled)
+	}
+	w := a.p.w
+	if !a.rung && ctx.Err() == nil {
+		a.waiting = w.cur
+		var e *event
+		if d < 1<<60 {
+			e = a.p.timer(d)
+		}
+		w.block()
+		if e != nil {
+			e.cancel()
+		}
+		a.waiting = nil
+	}
+	rung := a.rung
+	a.rung = false
+	return rung
+}
