@@ -37,6 +37,7 @@ type NodeOptions struct {
 	FS      vfs.FS // nil means the operating system's
 	OnEvent func(Event)
 	OnNBD   func(nbd.Event)
+	NBDTLS  nbd.TLSOptions // for gateways and other NBD clients
 }
 
 // Validate fills in defaults and checks the rest.
@@ -114,7 +115,7 @@ func (n *Node) start() (err error) {
 	if n.nbdAt, err = net.Listen("tcp", n.opts.NBD); err != nil {
 		return fmt.Errorf("node: listen for NBD clients: %w", err)
 	}
-	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD})
+	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD, TLS: n.opts.NBDTLS})
 	if err != nil {
 		return err
 	}

@@ -27,8 +27,7 @@
 //     of the slot, or of a request that was not sent whole, ends the connection.
 //   - N9 After Handler.Closed nothing is completed, and no request's memory is read or written.
 //
-// What is not here: STARTTLS, the oldstyle handshake, extended headers. The server neither authenticates nor encrypts:
-// listen on a trusted network or a unix socket.
+// What is not here: the oldstyle handshake, extended headers, TLS with passwords (PSK).
 //
 // # Handshake
 //
@@ -38,6 +37,7 @@
 //	EXPORT_NAME    1   size, flags, 124 zeroes (left out after NO_ZEROES); closes on any refusal
 //	ABORT          2   ACK, then the connection is closed
 //	LIST           3   one SERVER per export, ACK
+//	STARTTLS       5   ACK, then a TLS handshake, and everything negotiated before is forgotten; ERR_POLICY without TLS
 //	INFO           6   INFO_EXPORT; NAME, DESCRIPTION, BLOCK_SIZE when asked for; ACK
 //	GO             7   the same, and transmission begins
 //	STRUCTURED     8   ACK; errors, reads and block status are then answered with structured replies
@@ -49,6 +49,23 @@
 // closes it too. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts are ignored. An
 // export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a
 // reply, so that a client which reconnects tries again.
+//
+// # TLS
+//
+//   - off: STARTTLS is refused. on: the client chooses. require: every option but STARTTLS and ABORT gets ERR_TLS_REQD, and
+//     EXPORT_NAME, which has no error reply, closes the connection.
+//   - A certificate directory has nbdkit's files: ca-cert.pem, server-cert.pem, server-key.pem; for clients client-cert.pem
+//     and client-key.pem. It is looked at before each handshake; new files are used from then on, and files that make no
+//     sense leave the old ones in use. TLS 1.2 at least.
+//   - A client verifies the server's certificate, and its name, always; a server its clients' if VerifyPeer is set.
+//   - Nothing that came in plain text is taken for encrypted: bytes behind STARTTLS, or behind its ACK, end the connection.
+//   - A TLS connection is written to by the writer goroutine only, so each reply costs one more wake-up.
+//
+// # Sockets
+//
+// Listen takes "host:port" (with keep-alive, so that a client whose machine is gone gives its place free), "unix:/path"
+// (a dead process's socket is replaced, a live one's is not; the mode is there before anybody finds the socket), or
+// "systemd" (LISTEN_FDS and LISTEN_PID).
 //
 // # Transmission
 //

@@ -3,100 +3,18 @@ package nbd_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"lockstep/blockdev/nbd"
+	"lockstep/tools/testcerts"
 )
-
-// authority signs certificates.
-type authority struct {
-	t    testing.TB
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	a := &authority{t: t}
-	template := x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	a.cert, a.key = a.sign(template, "test authority")
-	return a
-}
-
-// sign makes a certificate, of the authority or, at first, of itself.
-func (a *authority) sign(template x509.Certificate, name string) (*x509.Certificate, *ecdsa.PrivateKey) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.Subject = pkix.Name{CommonName: name}
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = &template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key
-}
-
-// write puts certificates into a directory under the names that all NBD programs know: the authority's always, and that
-// of a server, a client, or both.
-func (a *authority) write(dir string, roles ...string) string {
-	a.t.Helper()
-	file := func(name, kind string, der []byte) {
-		// As a careful administrator does: a new file takes the old one's place.
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			a.t.Fatal(err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			a.t.Fatal(err)
-		}
-	}
-	file("ca-cert.pem", "CERTIFICATE", a.cert.Raw)
-	for _, role := range roles {
-		template := x509.Certificate{
-			KeyUsage:    x509.KeyUsageDigitalSignature,
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-			DNSNames:    []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		}
-		cert, key := a.sign(template, role)
-		der, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			a.t.Fatal(err)
-		}
-		file(role+"-key.pem", "PRIVATE KEY", der)
-		file(role+"-cert.pem", "CERTIFICATE", cert.Raw)
-	}
-	return dir
-}
 
 func clientTLS(t testing.TB, mode nbd.TLSMode, dir string) *nbd.ClientTLS {
 	t.Helper()
@@ -109,11 +27,11 @@ func clientTLS(t testing.TB, mode nbd.TLSMode, dir string) *nbd.ClientTLS {
 
 // Whom a server lets in, and whom a client goes to, for every mode of both; and that all is well behind the door.
 func TestTLSModes(t *testing.T) {
-	a, b := newAuthority(t), newAuthority(t)
-	server := a.write(t.TempDir(), "server")
-	known, plain, foreign := a.write(t.TempDir(), "client"), a.write(t.TempDir()), b.write(t.TempDir(), "client")
-	stranger := b.write(t.TempDir(), "client")
-	a.write(stranger) // trusts the server, who does not trust it
+	a, b := testcerts.New(t), testcerts.New(t)
+	server := a.Write(t.TempDir(), "server")
+	known, plain, foreign := a.Write(t.TempDir(), "client"), a.Write(t.TempDir()), b.Write(t.TempDir(), "client")
+	stranger := b.Write(t.TempDir(), "client")
+	a.Write(stranger) // trusts the server, who does not trust it
 	const off, on, require = nbd.TLSOff, nbd.TLSOn, nbd.TLSRequire
 	for _, c := range []struct {
 		name   string
@@ -170,7 +88,7 @@ func TestTLSModes(t *testing.T) {
 
 // Required means required: nothing but STARTTLS and ABORT is answered before, and a server without TLS says so.
 func TestTLSRequired(t *testing.T) {
-	dir := newAuthority(t).write(t.TempDir(), "server")
+	dir := testcerts.New(t).Write(t.TempDir(), "server")
 	x := exports{{Name: "a", Device: newSparse(testSize)}}
 	_, addr := serve(t, nbd.ServerOptions{Exporter: x, TLS: nbd.TLSOptions{Mode: nbd.TLSRequire, Dir: dir}})
 	r := dialRaw(t, addr)
@@ -213,13 +131,13 @@ func (r *raw) secure(config *tls.Config) {
 
 // STARTTLS forgets what was negotiated in plain text, works once, and takes nothing that came in plain text behind it.
 func TestStartTLSBeginsAnew(t *testing.T) {
-	a := newAuthority(t)
+	a := testcerts.New(t)
 	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
+	pool.AddCert(a.Cert)
 	config := &tls.Config{RootCAs: pool, ServerName: "localhost"}
 	_, addr := serve(t, nbd.ServerOptions{
 		Exporter: exports{{Name: "a", Device: newSparse(testSize)}},
-		TLS:      nbd.TLSOptions{Mode: nbd.TLSOn, Dir: a.write(t.TempDir(), "server")},
+		TLS:      nbd.TLSOptions{Mode: nbd.TLSOn, Dir: a.Write(t.TempDir(), "server")},
 	})
 	r := dialRaw(t, addr)
 	r.hello(3)
@@ -262,13 +180,13 @@ func TestStartTLSBeginsAnew(t *testing.T) {
 // A server takes new certificates without a restart, keeps the old ones while the new make no sense, and a connection
 // lives on.
 func TestCertificatesAreReadAgain(t *testing.T) {
-	first, second := newAuthority(t), newAuthority(t)
-	dir := first.write(t.TempDir(), "server")
+	first, second := testcerts.New(t), testcerts.New(t)
+	dir := first.Write(t.TempDir(), "server")
 	_, addr := serve(t, nbd.ServerOptions{
 		Exporter: exports{{Name: "a", Device: newSparse(testSize)}}, TLS: nbd.TLSOptions{Mode: nbd.TLSRequire, Dir: dir},
 	})
-	open := func(a *authority) (*nbd.Disk, error) {
-		return nbd.OpenDisk(context.Background(), addr, nbd.ClientOptions{TLS: clientTLS(t, nbd.TLSRequire, a.write(t.TempDir()))})
+	open := func(a *testcerts.Authority) (*nbd.Disk, error) {
+		return nbd.OpenDisk(context.Background(), addr, nbd.ClientOptions{TLS: clientTLS(t, nbd.TLSRequire, a.Write(t.TempDir()))})
 	}
 	old, err := open(first)
 	if err != nil {
@@ -283,7 +201,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 		t.Fatalf("with half of the files: %v", err)
 	}
 	d.Close()
-	second.write(dir, "server")
+	second.Write(dir, "server")
 	if d, err = open(second); err != nil {
 		t.Fatalf("with new files: %v", err)
 	}
@@ -298,7 +216,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 
 // What cannot work is refused when the server or the client is made, with the file's name.
 func TestTLSOptionsAreChecked(t *testing.T) {
-	empty, noKey := t.TempDir(), newAuthority(t).write(t.TempDir(), "server")
+	empty, noKey := t.TempDir(), testcerts.New(t).Write(t.TempDir(), "server")
 	if err := os.WriteFile(filepath.Join(noKey, "server-key.pem"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +255,7 @@ func TestClientTakesNoPlainTextBehindStartTLS(t *testing.T) {
 		r.send(uint64(magicReply), uint32(optStartTLS), uint32(repAck), uint32(0), uint64(magicReply), uint32(optGo), uint32(repAck), uint32(0))
 		io.Copy(io.Discard, r.nc)
 	})
-	opts := nbd.ClientOptions{TLS: clientTLS(t, nbd.TLSRequire, newAuthority(t).write(t.TempDir()))}
+	opts := nbd.ClientOptions{TLS: clientTLS(t, nbd.TLSRequire, testcerts.New(t).Write(t.TempDir()))}
 	if _, err := nbd.Dial(context.Background(), addr, opts); !errors.Is(err, nbd.ErrProtocol) {
 		t.Fatal(err)
 	}

@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"lockstep/blockdev/nbd"
 )
 
 // unixPathMax is the longest path of a unix socket on Linux: sun_path less the final NUL.
@@ -78,14 +81,31 @@ func memberAddress() *addressFlag {
 
 // clientExport is where a gateway listens for clients.
 func clientExport(value string) *addressFlag {
-	return &addressFlag{value: value, kind: "HOST:PORT|unix:/PATH", check: checkClientExport}
+	return &addressFlag{value: value, kind: "HOST:PORT|unix:/PATH|systemd", check: checkClientExport}
 }
 
 func checkClientExport(s string) error {
+	if s == nbd.SystemdAddress {
+		return nil
+	}
 	if ok, err := checkUnix(s); ok {
 		return err
 	}
 	return checkListen(s)
+}
+
+// modeFlag is a file's mode on the command line, in octal as chmod takes it.
+type modeFlag fs.FileMode
+
+func (f *modeFlag) String() string { return fmt.Sprintf("%04o", fs.FileMode(*f)) }
+func (f *modeFlag) Type() string   { return "MODE" }
+func (f *modeFlag) Set(s string) error {
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n == 0 || n > 0o777 {
+		return fmt.Errorf("%q is no mode in octal, like 0660", s)
+	}
+	*f = modeFlag(n)
+	return nil
 }
 
 // parseServers reads the value of --view and $LOCKSTEP_VIEW: addresses separated by commas.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"io/fs"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
+	"lockstep/blockdev/nbd"
 	"lockstep/replication/gateway"
 )
 
@@ -16,6 +18,9 @@ func newGateway(env *environment) *cobra.Command {
 		clients int
 		readers []string
 		readAll bool
+
+		perVolume int
+		mode      = modeFlag(nbd.DefaultSocketMode)
 	)
 	cmd := &cobra.Command{
 		Use:   "gateway --view HOST:PORT[,...] --listen HOST:PORT|unix:/PATH",
@@ -31,6 +36,9 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 	flags.IntVar(&clients, "max-clients", gateway.DefaultMaxClients, "connections in all")
 	flags.BoolVar(&readAll, "read-only", false, "let clients read only")
 	flags.StringSliceVar(&readers, "read-only-volume", nil, "let clients of this volume read only; may be given again")
+	flags.IntVar(&perVolume, "max-clients-per-volume", 0, "connections to one volume; 0 is no limit of its own")
+	flags.Var(&mode, "socket-mode", "who may connect to a unix socket, in octal")
+	encrypt, primaryEncrypt := serverTLSFlags(cmd), primaryTLSFlags(cmd)
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
 
@@ -52,6 +60,7 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 			g, err := gateway.Start(cmd.Context(), gateway.Options{
 				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
 				ReadOnly: readAll, ReadOnlyVolumes: readers,
+				MaxClientsPerVolume: perVolume, SocketMode: fs.FileMode(mode), TLS: *encrypt, PrimaryTLS: *primaryEncrypt,
 				OnEvent: logGatewayEvents(log, stopped),
 			})
 			if err != nil {

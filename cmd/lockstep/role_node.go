@@ -36,6 +36,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 	flags.Var(listen, "listen", "where other nodes reach it")
 	flags.Var(export, "nbd", "where gateways reach it")
 	flags.Var(&logSize, "log-size", "size of the log of each replica that is made from now on")
+	encrypt := serverTLSFlags(cmd)
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
 
@@ -61,7 +62,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			}
 			node, err := replication.StartNode(replication.NodeOptions{
 				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
-				LogBytes: int64(logSize), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log),
+				LogBytes: int64(logSize), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
 			})
 			if err != nil {
 				return running{}, err

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,10 +39,16 @@ type Options struct {
 	View  []string    // host:port of every view server
 	Views ViewService // instead of View
 
-	Listen   string       // "host:port" or "unix:/path"; "" serves only clients that are brought by Server
+	Listen   string       // as nbd.Listen takes it; "" serves only clients that are brought by Server
 	Listener net.Listener // instead of Listen; the gateway closes it
 
-	MaxClients int // connections in all; 0 means DefaultMaxClients
+	SocketMode fs.FileMode // of a unix socket; 0 means nbd.DefaultSocketMode
+
+	MaxClients          int // connections in all; 0 means DefaultMaxClients
+	MaxClientsPerVolume int // 0 is no limit of its own
+
+	TLS        nbd.TLSOptions // for clients
+	PrimaryTLS nbd.TLSOptions // to the nodes
 
 	// Clients may read only, all volumes or those that are named.
 	ReadOnly        bool
@@ -62,6 +66,9 @@ type Options struct {
 func (o *Options) Validate() error {
 	if o.MaxClients == 0 {
 		o.MaxClients = DefaultMaxClients
+	}
+	if o.SocketMode == 0 {
+		o.SocketMode = nbd.DefaultSocketMode
 	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
@@ -83,6 +90,7 @@ type Gateway struct {
 	views  ViewService
 	client *viewsvc.Client // views, if it is the gateway's own
 	server *nbd.Server
+	tls    *nbd.ClientTLS // to the nodes; nil without TLS
 	addr   net.Addr
 
 	start  time.Time
@@ -116,22 +124,31 @@ func Start(ctx context.Context, opts Options) (*Gateway, error) {
 		g.views, g.client = c, c
 	}
 	server, err := nbd.NewServer(nbd.ServerOptions{
-		Exporter: g, MaxClients: opts.MaxClients, MaxInFlight: maxInFlight,
+		Exporter: g, MaxClients: opts.MaxClients, MaxClientsPerExport: opts.MaxClientsPerVolume, MaxInFlight: maxInFlight,
+		TLS:     opts.TLS,
 		OnEvent: func(e nbd.Event) { g.emit(Event{Kind: EventClient, Volume: e.Export, Err: e.Err, Client: e}) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	g.server = server
-	l := opts.Listener
+	if g.tls, err = nbd.NewClientTLS(opts.PrimaryTLS); err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	var listeners []net.Listener
+	if opts.Listener != nil {
+		listeners = append(listeners, opts.Listener)
+	}
 	if opts.Listen != "" {
-		if l, err = listen(ctx, opts.Listen); err != nil {
-			return nil, err
+		if listeners, err = nbd.Listen(ctx, opts.Listen, opts.SocketMode); err != nil {
+			return nil, fmt.Errorf("gateway: %w", err)
 		}
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
-	if l != nil {
-		g.addr = l.Addr()
+	for i, l := range listeners {
+		if i == 0 {
+			g.addr = l.Addr()
+		}
 		g.wg.Go(func() { // ends by Server.Shutdown
 			if err := server.Serve(l); !errors.Is(err, nbd.ErrServerClosed) {
 				g.emit(Event{Kind: EventStopped, Err: err})
@@ -141,34 +158,7 @@ func Start(ctx context.Context, opts Options) (*Gateway, error) {
 	return g, nil
 }
 
-// listen listens at "host:port" or "unix:/path". A socket that a dead gateway left is replaced.
-func listen(ctx context.Context, addr string) (net.Listener, error) {
-	var config net.ListenConfig
-	path, local := strings.CutPrefix(addr, "unix:")
-	if !local {
-		l, err := config.Listen(ctx, "tcp", addr)
-		if err != nil {
-			return nil, fmt.Errorf("gateway: %w", err)
-		}
-		return l, nil
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		if nc, err := net.Dial("unix", path); err == nil {
-			nc.Close()
-			return nil, fmt.Errorf("gateway: listen %s: another process serves this socket; stop it or choose another path", addr)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("gateway: listen %s: %w", addr, err)
-		}
-	}
-	l, err := config.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("gateway: %w", err)
-	}
-	return l, nil
-}
-
-// Addr is where the gateway listens; nil if it does not.
+// Addr is where the gateway listens, the first of several; nil if it does not.
 func (g *Gateway) Addr() net.Addr { return g.addr }
 
 // Server is the gateway's NBD server, for clients on connections that were made elsewhere.

@@ -183,7 +183,7 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 	defer context.AfterFunc(r.over, cancel)()
 	s.generation++
 	id := blockdev.SessionID{Name: s.name, Generation: s.generation}
-	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight}
+	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, TLS: s.v.g.tls}
 	if t := s.v.g.opts.Timeout; t > 0 {
 		opts.DialTimeout = min(nbd.DefaultDialTimeout, t/timeoutParts)
 		opts.HandshakeTimeout = min(nbd.DefaultHandshakeTimeout, t/timeoutParts)

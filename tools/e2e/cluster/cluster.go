@@ -29,6 +29,8 @@ type Options struct {
 	Sync   string // default always
 	// NodeArgs are more arguments for every node.
 	NodeArgs []string
+	// GatewayArgs are more arguments for the gateway.
+	GatewayArgs []string
 }
 
 func (o *Options) setDefaults() {
@@ -76,7 +78,8 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		nodes: make(map[string]*Process), nbd: make(map[string]string), peer: make(map[string]string),
 	}
 	c.Viewd = NewProcess("v1", o.Binary, logs, "viewd", "--id", "v1", "--data", c.data("v1"), "--listen", c.View)
-	c.Gateway = NewProcess("gateway", o.Binary, logs, "gateway", "--view", c.View, "--listen", ports[1])
+	args := []string{"gateway", "--view", c.View, "--listen", ports[1]}
+	c.Gateway = NewProcess("gateway", o.Binary, logs, append(args, o.GatewayArgs...)...)
 	for i := range o.Nodes {
 		id := "n" + strconv.Itoa(i+1)
 		c.peer[id], c.nbd[id] = ports[2+2*i], ports[3+2*i]
