@@ -33,6 +33,10 @@ var (
 // into an I/O error. The connection is closed instead, and the client (or the gateway) tries again.
 var ErrSessionClosed = errors.New("blockdev: session closed")
 
+// ErrExclusive refuses an Attach: another client has the disk for itself, or wants it for itself and is not alone, or
+// the session was ended by a take-over. The text says who and what to do; it is for the client's user.
+var ErrExclusive = errors.New("blockdev: the disk is attached exclusively")
+
 // ErrNotPrimary refuses an Attach: this replica does not serve clients now. The connection is closed hard.
 var ErrNotPrimary = errors.New("blockdev: this replica is not the volume's primary")
 
@@ -154,6 +158,12 @@ type Geometry struct {
 type SessionID struct {
 	Name       string // chosen by the client, unique to it; at most 64 bytes
 	Generation uint64 // grows by each reconnect of the same Name
+
+	// Era is when the client first attached, counted in events that end all clients for good (a take-over): one of
+	// an earlier era is refused. 0: the client begins now.
+	Era uint64
+	// Exclusive asks for the disk alone: refused unless the device knows of the session's right to that.
+	Exclusive bool
 }
 
 // Client is the receiving end of a Session: an NBD connection, most often.

@@ -69,7 +69,10 @@
 //     until such a view is received.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
-//  7. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
+//  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
+//     primary refuses everybody else, and ends sessions that a claim has ended. It serves clients only after orders of
+//     its own tenure, which have every claim that was made before.
+//  8. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
 //
 // # Invariants
 //

@@ -12,10 +12,16 @@ import (
 type after struct {
 	completed []pendingReq
 	batch     []*blockdev.Request
-	aborts    []*session
+	aborts    []aborted
 	queues    []*sendq // to be flushed
 	events    []Event
 	sync      bool
+}
+
+// aborted is a session that was ended, and why.
+type aborted struct {
+	s   *session
+	why error
 }
 
 // settle carries out the core's effects, with mu held; what must not be done under it is left in a.
@@ -90,9 +96,10 @@ func (r *Replica) finish(a *after) {
 	}
 	clear(a.queues)
 	a.queues = a.queues[:0]
-	for _, s := range a.aborts {
-		s.client.Abort(blockdev.ErrNotPrimary)
+	for _, e := range a.aborts {
+		e.s.client.Abort(e.why)
 	}
+	clear(a.aborts)
 	a.aborts = a.aborts[:0]
 	for _, e := range a.events {
 		r.opts.OnEvent(e)
@@ -164,7 +171,7 @@ func (r *Replica) fail(err error) {
 func (r *Replica) stepDown(a *after) {
 	for s := range r.sessions {
 		s.closed = true
-		a.aborts = append(a.aborts, s)
+		a.aborts = append(a.aborts, aborted{s, blockdev.ErrNotPrimary})
 	}
 	clear(r.sessions)
 	clear(r.named)

@@ -46,6 +46,9 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	if r.closed || r.failed != nil {
 		return
 	}
+	if known := r.hard.Volume.Claim; o.Volume.Claim.Num < known.Num {
+		o.Volume.Claim = known // a view server that was left behind may still talk
+	}
 	if o.Volume != r.hard.Volume {
 		r.hard.Volume = o.Volume
 		if err := r.saveHard(); err != nil {
@@ -53,7 +56,13 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 			return
 		}
 		r.core.SetSync(o.Volume.Sync)
+		r.endEvicted(&a)
+		if r.closed || r.failed != nil {
+			return
+		}
 	}
+	r.ordersView = max(r.ordersView, o.View.Num)
+	r.idle.Broadcast() // to clients that wait in Attach
 	moved := false
 	for _, p := range o.Peers {
 		moved = moved || r.peers[p.Replica].Addr != p.Addr

@@ -62,6 +62,8 @@ type Replica struct {
 	core    *Core
 	hard    hardState
 
+	ordersView viewsvc.ViewNum // newest view that orders came with (heardOrders)
+
 	// logBusy is the right to write the log: to append, cut or begin it anew. The committer takes it for a frame, a
 	// stream from a primary for a batch of frames. Whoever takes it checks his role after that.
 	logBusy bool

@@ -54,9 +54,16 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	s := &session{r: r, id: id, client: c}
 	r.mu.Lock()
 	r.awaitOpen(ctx)
-	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() {
+	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() || !r.heardOrders() {
 		r.mu.Unlock()
 		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, blockdev.ErrNotPrimary)
+	}
+	if err := r.mayAttach(id); err != nil {
+		r.mu.Unlock()
+		return nil, err
+	}
+	if id.Era == 0 {
+		s.id.Era = r.hard.Volume.Claim.SessionEra()
 	}
 	var old *session
 	if id.Name != "" {
@@ -78,10 +85,14 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	return s, nil
 }
 
-// awaitOpen waits, with mu held, for a new primary to open: its clients are on their way already, and that is a matter
+// awaitOpen waits, with mu held, for a new primary to open, and to hear of who may attach: its clients are on their way already, and that is a matter
 // of milliseconds.
 func (r *Replica) awaitOpen(ctx context.Context) {
-	if r.core.State() != StateOpening {
+	waits := func() bool {
+		st := r.core.State()
+		return (st == StateOpening || st == StateOpen && !r.heardOrders()) && !r.closed && ctx.Err() == nil
+	}
+	if !waits() {
 		return
 	}
 	stop := context.AfterFunc(ctx, func() {
@@ -90,7 +101,7 @@ func (r *Replica) awaitOpen(ctx context.Context) {
 		r.mu.Unlock()
 	})
 	defer stop()
-	for r.core.State() == StateOpening && !r.closed && ctx.Err() == nil {
+	for waits() {
 		r.idle.Wait()
 	}
 }

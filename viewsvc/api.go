@@ -39,6 +39,7 @@ func newHTTPServer(s *Server) *http.Server {
 	handle(routes, s, "POST /v1/volumes/{name}/handover", s.handleHandover)
 	handle(routes, s, "POST /v1/volumes/{name}/resume", s.handleResume)
 	handle(routes, s, "POST /v1/volumes/{name}/force", s.handleForce)
+	handle(routes, s, "POST /v1/volumes/{name}/claim", s.handleClaim)
 	routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.writeError(w, fmt.Errorf("%w: no %s %s in this API", ErrNotFound, r.Method, r.URL.Path))
 	})
@@ -258,6 +259,19 @@ func (s *Server) handleDelete(r *http.Request, _ none) (none, error) {
 		_, err = s.commitNow(cmd)
 	}
 	return none{}, err
+}
+
+func (s *Server) handleClaim(r *http.Request, c ClaimChange) (Claim, error) {
+	var cmd Command
+	err := s.withMonitor(func(m *Monitor) (err error) {
+		cmd, err = m.PlanClaim(r.PathValue("name"), c)
+		return err
+	})
+	if err != nil {
+		return Claim{}, err
+	}
+	result, err := s.commitNow(cmd)
+	return result.Claim, err
 }
 
 func (s *Server) handleForce(r *http.Request, req operatorRequest) (View, error) {

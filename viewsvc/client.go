@@ -206,6 +206,16 @@ func (c *Client) Force(ctx context.Context, name string, node NodeID, reason str
 	return v, nil
 }
 
+// Claim changes who has a volume for itself, and returns the claim that holds then. An error that wraps ErrClaimed says
+// who has it.
+func (c *Client) Claim(ctx context.Context, name string, change ClaimChange) (Claim, error) {
+	var claim Claim
+	if err := c.call(ctx, http.MethodPost, "/v1/volumes/"+url.PathEscape(name)+"/claim", change, &claim); err != nil {
+		return Claim{}, fmt.Errorf("%s volume %s: %w", change.Act, name, err)
+	}
+	return claim, nil
+}
+
 func (c *Client) operate(ctx context.Context, name, verb string, in operatorRequest, out any, hold time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, hold+c.opt.CallTimeout)
 	defer cancel()

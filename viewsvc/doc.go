@@ -23,6 +23,7 @@
 //
 //	types.go               the vocabulary
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
+//	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
 //	snapshot.go            its form on disk, versioned JSON
 //	monitor.go, detector.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
@@ -71,6 +72,7 @@
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most
 //	POST   /v1/volumes/V/resume
 //	POST   /v1/volumes/V/force         {node, reason} → View
+//	POST   /v1/volumes/V/claim         ClaimChange → Claim        who has the volume for itself (claim.go)
 //
 // A node's life with the service: ping with an empty cluster ID → learn it. Orders without a Replica → format a
 // copy, report it as blank → the service registers it (through Raft) → orders with the Replica and, soon, a view.

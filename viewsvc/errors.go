@@ -29,6 +29,8 @@ var (
 	ErrTryAgain = errors.New("viewsvc: not known yet")
 	// ErrTimeout: an order was not carried out in time; the text says which.
 	ErrTimeout = errors.New("viewsvc: timed out")
+	// ErrClaimed: another client has the volume for itself; the text says who.
+	ErrClaimed = errors.New("viewsvc: attached exclusively")
 	// ErrInternal: the server failed; its events say why.
 	ErrInternal = errors.New("viewsvc: internal error")
 )
@@ -85,6 +87,7 @@ var wireErrors = [...]struct {
 	{ErrRolledBack, "rolled_back", http.StatusConflict},
 	{ErrTryAgain, "try_again", http.StatusServiceUnavailable},
 	{ErrTimeout, "timeout", http.StatusGatewayTimeout},
+	{ErrClaimed, "claimed", http.StatusConflict},
 	{ErrInternal, "internal", http.StatusInternalServerError},
 }
 

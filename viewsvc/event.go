@@ -11,6 +11,7 @@ const (
 	EventVolumeCreated EventKind = "volume_created" // Volume
 	EventVolumeDeleted EventKind = "volume_deleted" // Volume
 	EventVolumeGone    EventKind = "volume_gone"    // the last copy of a deleted one: Volume
+	EventClaim         EventKind = "claim"          // who has a volume for itself changed: Volume, Text
 	EventVolumeRefused EventKind = "volume_refused" // V9: Volume
 	EventUnknownVolume EventKind = "unknown_volume" // a node holds a copy of a volume that never was: Node, Volume
 	EventNodeAlive     EventKind = "node_alive"     // Node

@@ -22,20 +22,23 @@ const (
 	OpUnassign Op = "unassign" // a node dropped its copy of a deleted volume
 	OpReplica  Op = "replica"  // register the copy that an assigned node made
 	OpView     Op = "view"     // make a view
+	OpClaim    Op = "claim"    // change who has a volume for itself
 )
 
 // Command changes the replicated state. It carries everything that a leader decided, times and random
 // identities included: applying it reads no clock.
 type Command struct {
 	Op       Op        `json:"op"`
-	Time     time.Time `json:"time,omitzero"`     // OpView: for the history
+	Time     time.Time `json:"time,omitzero"`     // OpView, OpClaim: for people
 	Cluster  string    `json:"cluster,omitempty"` // OpInit
 	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpUnassign, OpReplica
 	Nodes    []NodeID  `json:"nodes,omitempty"`   // OpCreate: the assigned nodes, the first primary's first
 	Create   *Volume   `json:"create,omitempty"`  // OpCreate
-	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica
+	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim
 	Replica  ReplicaID `json:"replica,omitempty"` // OpReplica
 	Proposal *Proposal `json:"proposal,omitempty"`
+
+	Claim *ClaimChange `json:"claim,omitempty"` // OpClaim
 }
 
 // NodeInfo is what is remembered of a node, so that a new leader can tell clients where it is.
@@ -49,6 +52,7 @@ type NodeInfo struct {
 type Result struct {
 	Volume VolumeID // the volume that changed, "" for none
 	View   View     // OpView: the new one
+	Claim  Claim    // OpClaim: the new one
 	Gone   bool     // the last copy of a deleted volume is gone, and with it the volume
 }
 
@@ -145,6 +149,8 @@ func (s *State) Apply(c Command) (Result, error) {
 		return s.applyReplica(c)
 	case OpView:
 		return s.applyView(c)
+	case OpClaim:
+		return s.applyClaim(c)
 	}
 	return Result{}, fmt.Errorf("%w: operation %q is of a newer release; upgrade every view server", ErrInvalid, c.Op)
 }
@@ -175,11 +181,14 @@ func (s *State) applyCreate(c Command) (Result, error) {
 		return Result{}, fmt.Errorf("%w: a volume needs an identity", ErrInvalid)
 	}
 	v := *c.Create
+	v.Claim = Claim{}
 	if err := v.validate(); err != nil {
 		return Result{}, err
 	}
 	if old := s.volumes[v.ID]; old != nil {
-		if old.Volume == v && !old.Deleting {
+		was := old.Volume
+		was.Claim = v.Claim
+		if was == v && !old.Deleting {
 			return Result{Volume: v.ID}, nil // the same request again
 		}
 		return Result{}, fmt.Errorf("%w: volume ID %s", ErrExists, v.ID)

@@ -65,6 +65,8 @@ type Volume struct {
 	Sync      SyncMode `json:"sync"`
 	Copies    int      `json:"copies"`     // members that the view service aims at
 	MinCopies int      `json:"min_copies"` // members below which writes wait
+
+	Claim Claim `json:"claim,omitzero"` // who has it for itself now
 }
 
 // Role is what a replica says of itself in a ping; the view service believes its own views only.

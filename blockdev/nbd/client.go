@@ -25,6 +25,8 @@ var (
 	// ErrHungUp is wrapped by Dial's error when the server closes the connection instead of answering: it is no
 	// NBD server, has too many clients, or cannot serve the export now. Trying again may help.
 	ErrHungUp = errors.New("nbd: server hung up")
+	// ErrRefused is wrapped by Dial's error when the server will not let this client in; the text says why.
+	ErrRefused = errors.New("nbd: refused")
 	// ErrClosed is given to Submit after the end of a connection, and to Handler.Closed after Close.
 	ErrClosed = errors.New("nbd: connection closed")
 )
@@ -56,9 +58,9 @@ func (e *OptionError) Error() string {
 	return fmt.Sprintf("nbd: option %d: %s: %s", e.Option, name, e.Text)
 }
 
-// Is makes errors.Is(err, ErrUnknownExport) hold where it should.
+// Is makes errors.Is hold for ErrUnknownExport and ErrRefused where it should.
 func (e *OptionError) Is(target error) bool {
-	return target == ErrUnknownExport && e.Reply == 1<<31|6
+	return target == ErrUnknownExport && e.Reply == 1<<31|6 || target == ErrRefused && e.Reply == repErrPolicy
 }
 
 // ClientOptions say what to connect to, and how. Zero values mean the defaults.

@@ -20,6 +20,8 @@ type Export struct {
 	// FastZero says that the device writes zeroes faster than data. Without it, a request that insists on speed gets
 	// ENOTSUP, and the client knows that it should write its zeroes together with its data.
 	FastZero bool
+	// SingleConn tells clients not to open further connections: the device takes one.
+	SingleConn bool
 }
 
 // Info is what a client is told of the export when structured replies are not negotiated.
@@ -31,6 +33,9 @@ func (e Export) Info() ExportInfo {
 		flags |= FlagReadOnly
 	} else {
 		flags |= FlagSendTrim | FlagSendWriteZeroes | FlagSendFastZero
+	}
+	if e.SingleConn {
+		flags &^= FlagCanMultiConn
 	}
 	return ExportInfo{
 		Name: e.Name, Description: e.Description, Size: g.Size, Flags: flags,

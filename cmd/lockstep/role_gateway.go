@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lockstep/blockdev/nbd"
+	"lockstep/replication/exportname"
 	"lockstep/replication/gateway"
 )
 
@@ -18,6 +19,7 @@ func newGateway(env *environment) *cobra.Command {
 		clients int
 		readers []string
 		readAll bool
+		attach  gateway.AttachOptions
 
 		perVolume int
 		mode      = modeFlag(nbd.DefaultSocketMode)
@@ -26,7 +28,12 @@ func newGateway(env *environment) *cobra.Command {
 		Use:   "gateway --view HOST:PORT[,...] --listen HOST:PORT|unix:/PATH",
 		Short: "Run the NBD server that clients talk to",
 		Long: `Run the NBD server that clients talk to. Every volume is an export. The gateway finds the primary and keeps
-requests until they are acknowledged: clients see a failover as a pause, not as an error.`,
+requests until they are acknowledged: clients see a failover as a pause, not as an error.
+
+With --exclusive each client has its volume for itself, on whatever gateway others come: a disk with a file system on it
+cannot be mounted twice by mistake. Who comes second is refused and told who has it. When a client disconnects, the volume
+is free; when the gateway dies, it stays taken until the same --session, or somebody with --take-over, comes.
+"lockstep volume detach-all" ends all clients of a volume.`,
 		Args: wantArgs(),
 	}
 	flags := cmd.Flags()
@@ -39,12 +46,25 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 	flags.IntVar(&perVolume, "max-clients-per-volume", 0, "connections to one volume; 0 is no limit of its own")
 	flags.Var(&mode, "socket-mode", "who may connect to a unix socket, in octal")
 	encrypt, primaryEncrypt := serverTLSFlags(cmd), primaryTLSFlags(cmd)
+	flags.BoolVar(&attach.Exclusive, "exclusive", false, "each client has its volume for itself")
+	flags.BoolVar(&attach.TakeOver, "take-over", false, "with --exclusive: end who has the volume, for good; once for each volume")
+	flags.StringVar(&attach.Session, "session", "", `with --exclusive: a name for this gateway that no other has, under which it gets
+its volumes back after it died (default: a new one at each start)`)
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := required(cmd, "listen"); err != nil {
 			return err
+		}
+		if (attach.TakeOver || attach.Session != "") && !attach.Exclusive {
+			return usagef("gateway: --take-over and --session go with --exclusive")
+		}
+		if attach.Session != "" {
+			if err := exportname.CheckSession(attach.Session); err != nil {
+				return usagef("gateway: --session: %w", err)
+			}
+			attach.Generation = uint64(time.Now().Unix()) // grows from start to start
 		}
 		view, err := servers("")
 		if err != nil {
@@ -59,7 +79,7 @@ requests until they are acknowledged: clients see a failover as a pause, not as 
 			stopped := make(chan error, 1)
 			g, err := gateway.Start(cmd.Context(), gateway.Options{
 				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
-				ReadOnly: readAll, ReadOnlyVolumes: readers,
+				ReadOnly: readAll, ReadOnlyVolumes: readers, Attach: attach,
 				MaxClientsPerVolume: perVolume, SocketMode: fs.FileMode(mode), TLS: *encrypt, PrimaryTLS: *primaryEncrypt,
 				OnEvent: logGatewayEvents(log, stopped),
 			})

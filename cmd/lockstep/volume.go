@@ -14,11 +14,11 @@ import (
 func newVolume(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, show, resume and delete volumes",
+		Short: "Create, list, show, resume, detach and delete volumes",
 		Args:  wantSubcommand,
 		RunE:  noSubcommand,
 	}
-	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env), newVolumeDelete(env))
+	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env), newVolumeDetachAll(env), newVolumeDelete(env))
 	return cmd
 }
 
@@ -145,6 +145,7 @@ func newVolumeShow(env *environment) *cobra.Command {
 			row("view", fmt.Sprintf("%d, tenure %d", r.View.Num, r.View.Tenure))
 			row("primary", r.View.Primary)
 			row("backups", strings.Join(r.View.Backups, ","))
+			row("attached", exclusiveHolder(vs.Volume.Claim))
 			row("forced", fmt.Sprintf("%d times promoted by force", vs.View.DataLossGen))
 			row("state", verdictLine(r))
 		})

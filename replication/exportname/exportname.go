@@ -4,12 +4,17 @@
 // the same client before it is served, or a request left unread in an old socket is carried out after its own
 // replay. The export name is the only text that a client may choose, so the identity rides there:
 //
-//	NAME                                  an anonymous client: never fenced, never fences
-//	NAME?session=SESSION&generation=N     attachment N of the client SESSION
+//	NAME                                            an anonymous client: never fenced, never fences
+//	NAME?session=SESSION&generation=N[&KEY=VALUE…]  attachment N of the client SESSION
 //
 //	NAME         1..MaxVolumeBytes bytes, without '?'
 //	SESSION      1..64 bytes of A-Z a-z 0-9 . _ -
 //	N            a decimal uint64, without leading zeroes
+//
+// The optional keys come in this order, each at most once:
+//
+//	era=N        when the client first attached (viewsvc.Claim); a decimal uint64, not 0
+//	exclusive=1  the client has the volume for itself
 //
 // There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
 // different versions meet here; the syntax is part of the protocol, never change it.
@@ -38,6 +43,8 @@ var ErrMalformed = errors.New("malformed export name")
 const (
 	sessionKey    = "?session="
 	generationKey = "&generation="
+	eraKey        = "&era="
+	exclusiveKey  = "&exclusive=1"
 )
 
 // Format is the export name by which the client id asks for a volume. It panics if the parts break the limits
@@ -49,10 +56,17 @@ func Format(volume string, id blockdev.SessionID) string {
 	if id == (blockdev.SessionID{}) {
 		return volume
 	}
-	if err := checkSession(id.Name); err != nil {
+	if err := CheckSession(id.Name); err != nil {
 		panic(err)
 	}
-	return volume + sessionKey + id.Name + generationKey + strconv.FormatUint(id.Generation, 10)
+	name := volume + sessionKey + id.Name + generationKey + strconv.FormatUint(id.Generation, 10)
+	if id.Era != 0 {
+		name += eraKey + strconv.FormatUint(id.Era, 10)
+	}
+	if id.Exclusive {
+		name += exclusiveKey
+	}
+	return name
 }
 
 // Parse splits the export name that a client asked for. The name comes from the network: every byte is checked.
@@ -64,19 +78,46 @@ func Parse(name string) (volume string, id blockdev.SessionID, err error) {
 	if !identified {
 		return volume, blockdev.SessionID{}, nil
 	}
-	identity, ok := strings.CutPrefix(identity, sessionKey[1:])
-	session, generation, ok2 := strings.Cut(identity, generationKey)
-	if !ok || !ok2 {
-		return "", blockdev.SessionID{}, fmt.Errorf("%w: want NAME or NAME?session=ID&generation=N", ErrMalformed)
-	}
-	if err := checkSession(session); err != nil {
+	if id, err = parseIdentity(identity); err != nil {
 		return "", blockdev.SessionID{}, err
 	}
-	n, err := strconv.ParseUint(generation, 10, 64)
-	if err != nil || strconv.FormatUint(n, 10) != generation {
-		return "", blockdev.SessionID{}, fmt.Errorf("%w: the generation is not a plain decimal number", ErrMalformed)
+	return volume, id, nil
+}
+
+// parseIdentity reads what is behind the '?'.
+func parseIdentity(s string) (id blockdev.SessionID, err error) {
+	s, ok := strings.CutPrefix(s, sessionKey[1:])
+	session, s, ok2 := strings.Cut(s, generationKey)
+	if !ok || !ok2 {
+		return blockdev.SessionID{}, fmt.Errorf("%w: want NAME or NAME?session=ID&generation=N", ErrMalformed)
 	}
-	return volume, blockdev.SessionID{Name: session, Generation: n}, nil
+	if err := CheckSession(session); err != nil {
+		return blockdev.SessionID{}, err
+	}
+	id.Name = session
+	s, id.Exclusive = strings.CutSuffix(s, exclusiveKey)
+	generation, era, dated := strings.Cut(s, eraKey)
+	if id.Generation, err = parseNumber(generation); err != nil {
+		return blockdev.SessionID{}, err
+	}
+	if !dated {
+		return id, nil
+	}
+	if id.Era, err = parseNumber(era); err == nil && id.Era == 0 {
+		err = fmt.Errorf("%w: era 0 is left out", ErrMalformed)
+	}
+	if err != nil {
+		return blockdev.SessionID{}, err
+	}
+	return id, nil
+}
+
+func parseNumber(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || strconv.FormatUint(n, 10) != s {
+		return 0, fmt.Errorf("%w: %q is not a plain decimal number", ErrMalformed, s)
+	}
+	return n, nil
 }
 
 func checkVolume(volume string) error {
@@ -86,7 +127,8 @@ func checkVolume(volume string) error {
 	return nil
 }
 
-func checkSession(session string) error {
+// CheckSession tells what is wrong with a session's name.
+func CheckSession(session string) error {
 	if session == "" || len(session) > MaxSessionBytes {
 		return fmt.Errorf("%w: a session's name has 1 to %d bytes", ErrMalformed, MaxSessionBytes)
 	}

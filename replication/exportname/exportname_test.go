@@ -22,6 +22,9 @@ func TestNamesOfTheProtocol(t *testing.T) {
 			blockdev.SessionID{Name: "6f1c2f9e-2b7d-4d4e-9c1f-0a1b2c3d4e5f", Generation: 12}},
 		{"v?session=A.b_c-9&generation=18446744073709551615", "v",
 			blockdev.SessionID{Name: "A.b_c-9", Generation: math.MaxUint64}},
+		{"v?session=s&generation=1&era=9", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9}},
+		{"v?session=s&generation=1&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Exclusive: true}},
+		{"v?session=s&generation=1&era=9&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true}},
 	} {
 		volume, id, err := Parse(c.name)
 		if err != nil || volume != c.volume || id != c.id {
@@ -49,6 +52,12 @@ func TestMalformedNamesAreRefused(t *testing.T) {
 		"v?session=s&generation=1&more=2",
 		"v?session=s&generation=18446744073709551616",
 		"v?session=s&session=t&generation=1",
+		"v?session=s&generation=1&era=0",
+		"v?session=s&generation=1&era=",
+		"v?session=s&generation=1&era=1&era=2",
+		"v?session=s&generation=1&exclusive=0",
+		"v?session=s&generation=1&exclusive=1&era=1",
+		"v?session=s&generation=1&exclusive=1&exclusive=1",
 		"v?session=a\x00b&generation=1",
 		"v?generation=1&session=s",
 		"v??session=s&generation=1",
@@ -65,6 +74,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("vol0")
 	f.Add("vol0?session=s&generation=7")
 	f.Add("vol0?session=s&generation=07")
+	f.Add("vol0?session=s&generation=7&era=3&exclusive=1")
 	f.Fuzz(func(t *testing.T, name string) {
 		volume, id, err := Parse(name)
 		if err != nil {

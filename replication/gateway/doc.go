@@ -33,6 +33,7 @@
 //	upstream.go  the session's goroutine: connect, replay, reconnect, fence
 //	flight.go    the requests in flight (pure: no I/O, no goroutine, no clock)
 //	overlap.go   which of them overlap (pure)
+//	exclusive.go clients that have a volume for themselves, and clients in the gateway's own process
 //	event.go     what it tells its owner
 //
 // # How a request travels
@@ -100,6 +101,11 @@
 //
 //   - G10 A volume is its ID. If the name stands for another volume, or for none, the sessions end: the client's
 //     disk is gone.
+//
+//   - G11 Alone means alone. An exclusive client is let in when the view service has its claim, the primary has let it
+//     in knowing of that claim, and the view service has ended everybody else for good: in this order, so that whoever
+//     fails on the way has harmed nobody. The claim is given up after the client's requests are answered or fenced. A
+//     session that a claim has ended never comes back (viewsvc.Claim): its client's memory of the disk is out of date.
 //
 // # Locks
 //

@@ -24,6 +24,9 @@ const (
 	EventGone                           // a volume in use was deleted: its sessions end
 	EventViewsDown                      // the view service does not answer about a volume in use: Err. I/O goes on
 	EventViewsUp                        // it does again
+	EventClaimed                        // a client has a volume for itself
+	EventReleased                       // it has it no more. Err: the view service could not be told, the next one has to take over
+	EventEvicted                        // a session was ended for good by a take-over or an operator: Err
 	EventStopped                        // the listener failed: Err. There will be no new clients
 )
 
@@ -51,6 +54,12 @@ func (k EventKind) String() string {
 		return "views_down"
 	case EventViewsUp:
 		return "views_up"
+	case EventClaimed:
+		return "claimed"
+	case EventReleased:
+		return "released"
+	case EventEvicted:
+		return "evicted"
 	case EventStopped:
 		return "stopped"
 	}

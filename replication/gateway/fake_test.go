@@ -106,6 +106,34 @@ func (f *fakeViews) Status(context.Context) (viewsvc.ClusterStatus, error) {
 	return c, nil
 }
 
+func (f *fakeViews) Claim(_ context.Context, name string, c viewsvc.ClaimChange) (viewsvc.Claim, error) {
+	f.mu.Lock()
+	down := f.down
+	claim := f.volumes[name].Volume.Claim
+	f.mu.Unlock()
+	switch {
+	case down:
+		return viewsvc.Claim{}, errors.New("nobody is there")
+	case c.Act == viewsvc.ClaimAsk && claim.Owner != "" && claim.Owner != c.Owner:
+		return viewsvc.Claim{}, fmt.Errorf("%w by %v", viewsvc.ErrClaimed, claim)
+	case c.Act == viewsvc.ClaimAsk && claim.Owner == "":
+		claim = viewsvc.Claim{Num: claim.Num, Era: claim.Era, Owner: c.Owner, Host: c.Host, PID: c.PID}
+	case c.Act == viewsvc.ClaimTakeOver:
+		claim = viewsvc.Claim{Num: claim.Num, Era: claim.Era + 1, Owner: c.Owner, Host: c.Host, PID: c.PID}
+	case c.Act == viewsvc.ClaimHold && !claim.Held:
+		claim.Held, claim.Era = true, claim.Era+1
+	case c.Act == viewsvc.ClaimRelease && claim.Owner == c.Owner:
+		claim = viewsvc.Claim{Num: claim.Num, Era: claim.Era}
+	case c.Act == viewsvc.ClaimEvict:
+		claim = viewsvc.Claim{Num: claim.Num, Era: claim.Era + 1}
+	default:
+		return claim, nil
+	}
+	claim.Num++
+	f.change(name, func(st *viewsvc.VolumeStatus) { st.Volume.Claim = claim })
+	return claim, nil
+}
+
 // fakeDisk is what the fake nodes of a cluster share: a replicated disk of which every member has everything.
 type fakeDisk struct {
 	// mu guards everything below.

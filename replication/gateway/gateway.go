@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -58,6 +57,9 @@ type Options struct {
 	// observed with some slack, of half its length at most. 0 means for ever, which is what file systems want.
 	Timeout time.Duration
 
+	// Attach is how every client is attached that comes by Listen. Its Session makes sense only with Exclusive.
+	Attach AttachOptions
+
 	// OnEvent is told what happens. It may be called by many goroutines at once and must not block.
 	OnEvent func(Event)
 }
@@ -80,8 +82,10 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("gateway: Timeout is %v, must be 0 (wait for ever) or at least %v", o.Timeout, minTimeout)
 	case o.Listen != "" && o.Listener != nil:
 		return errors.New("gateway: Listen and Listener exclude each other")
+	case o.Attach.Session != "" && !o.Attach.Exclusive:
+		return errors.New("gateway: a session's name is for exclusive attachments: several clients cannot share it")
 	}
-	return nil
+	return o.Attach.validate()
 }
 
 // Gateway serves all volumes of a cluster. It implements nbd.Exporter.
@@ -104,6 +108,10 @@ type Gateway struct {
 	sessions int // those being fenced (G5) included
 	volumes  map[viewsvc.VolumeID]*volume
 	known    map[string]viewsvc.VolumeStatus // the newest status of volumes that were used
+	holds    map[viewsvc.VolumeID]*hold      // volumes with an exclusive client here
+	tookOver map[viewsvc.VolumeID]bool       // of which volumes Options.TakeOver is spent
+
+	generations map[string]uint64 // newest generation of each session whose name a client brought
 }
 
 // Start begins to listen and serves until Close. ctx is for starting only.
@@ -115,6 +123,8 @@ func Start(ctx context.Context, opts Options) (*Gateway, error) {
 		opts: opts, views: opts.Views, start: time.Now(),
 		volumes: make(map[viewsvc.VolumeID]*volume),
 		known:   make(map[string]viewsvc.VolumeStatus),
+		holds:   make(map[viewsvc.VolumeID]*hold), tookOver: make(map[viewsvc.VolumeID]bool),
+		generations: make(map[string]uint64),
 	}
 	if g.views == nil {
 		c, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: opts.View})
@@ -207,10 +217,7 @@ func (g *Gateway) Open(ctx context.Context, name string) (nbd.Export, error) {
 	if err != nil {
 		return nbd.Export{}, err
 	}
-	return nbd.Export{
-		Name: name, Description: "Lockstep volume", Device: &device{g: g, st: st}, FastZero: true,
-		ReadOnly: g.opts.ReadOnly || slices.Contains(g.opts.ReadOnlyVolumes, name),
-	}, nil
+	return g.export(st, g.opts.Attach), nil
 }
 
 // resolve finds a volume by name. One in use is watched; of another the view service is asked. If that does not
@@ -267,7 +274,7 @@ func (g *Gateway) forget(name string, id viewsvc.VolumeID) {
 	}
 }
 
-// acquire takes a volume into use for one session; release gives it back.
+// acquire takes a volume into use for one session; put gives it back.
 func (g *Gateway) acquire(st viewsvc.VolumeStatus) (*volume, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -291,7 +298,8 @@ func (g *Gateway) acquire(st viewsvc.VolumeStatus) (*volume, error) {
 	return v, nil
 }
 
-func (g *Gateway) release(v *volume) {
+// put gives a volume back.
+func (g *Gateway) put(v *volume) {
 	g.mu.Lock()
 	g.sessions--
 	if v.refs--; v.refs == 0 {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"time"
 
@@ -18,31 +19,61 @@ const maxBurst = math.MaxInt
 type device struct {
 	g  *Gateway
 	st viewsvc.VolumeStatus // as of Open
+
+	opts AttachOptions
 }
 
 // Geometry is that of the volume when the client connected. A volume that grew is seen by clients that come later.
 func (d *device) Geometry() blockdev.Geometry { return blockdev.Geometry{Size: d.st.Volume.Size} }
 
-// Attach begins a session. It does not wait for a primary: the client is connected, and its requests wait.
-func (d *device) Attach(_ context.Context, _ blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+// Attach begins a session. It does not wait for a primary: the client is connected, and its requests wait. Only an
+// exclusive one waits.
+func (d *device) Attach(ctx context.Context, _ blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+	if d.opts.Exclusive {
+		return d.attachAlone(ctx, c)
+	}
+	claim := d.st.Volume.Claim
+	if claim.Owner != "" {
+		return nil, fmt.Errorf("gateway: %w: volume %s is attached by %v; detach it there, or `lockstep volume detach-all %s`",
+			blockdev.ErrExclusive, d.st.Volume.Name, claim, d.st.Volume.Name)
+	}
+	name := d.opts.Session
+	if name == "" {
+		name = uuid.NewString()
+	}
+	s, err := d.begin(c, name, claim.SessionEra())
+	if err != nil {
+		return nil, err
+	}
+	go s.run(nil, nil) // ends by Close
+	return s, nil
+}
+
+// begin makes a session of the volume, which has no goroutine yet.
+func (d *device) begin(c blockdev.Client, name string, era uint64) (*session, error) {
 	v, err := d.g.acquire(d.st)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{v: v, client: c, size: d.st.Volume.Size, name: uuid.NewString(), done: make(chan struct{})}
+	s := &session{
+		v: v, client: c, size: d.st.Volume.Size, name: name, era: era, opts: d.opts, done: make(chan struct{}),
+		generation: d.opts.Generation << 32,
+	}
 	s.ctx, s.cancel = context.WithCancel(d.g.ctx)
 	v.mu.Lock()
-	gone := v.gone
-	if !gone {
+	if v.gone {
+		err = errGone
+	} else if alive, _ := v.claim.Admits(name, era); !alive {
+		err = fmt.Errorf("gateway: %w: volume %s was claimed meanwhile, by %v", blockdev.ErrExclusive, v.name, v.claim)
+	} else {
 		v.sessions[&s.lane] = s
 	}
 	v.mu.Unlock()
-	if gone {
+	if err != nil {
 		s.cancel()
-		d.g.release(v)
-		return nil, errGone
+		d.g.put(v)
+		return nil, err
 	}
-	go s.run() // ends by Close
 	return s, nil
 }
 
@@ -53,6 +84,9 @@ type session struct {
 	client blockdev.Client
 	size   uint64
 	name   string // its identity at the nodes
+	era    uint64 // in which it began (viewsvc.Claim.SessionEra)
+	opts   AttachOptions
+	alone  *hold // of an exclusive client
 
 	ctx    context.Context // ends by Close, or with the gateway
 	cancel context.CancelFunc
@@ -73,6 +107,7 @@ type session struct {
 	current *upstream // the connection that may answer (G8)
 	live    *upstream // current, once what was in flight has been sent again: new requests go there
 	ended   bool      // no request is taken any more
+	evicted error     // a claim ended it for good: why
 }
 
 // Submit takes a burst into flight, and sends what may be sent. It implements blockdev.Session.
@@ -101,6 +136,11 @@ func (s *session) Submit(burst []*blockdev.Request) {
 // which goes on after Close has returned. It implements blockdev.Session.
 func (s *session) Close() {
 	s.cancel()
+	if s.alone != nil {
+		s.v.g.mu.Lock()
+		s.alone.ending = true
+		s.v.g.mu.Unlock()
+	}
 	<-s.done
 	v := s.v
 	v.mu.Lock()
@@ -124,7 +164,8 @@ func (s *session) leave() {
 	delete(v.sessions, &s.lane)
 	v.mu.Unlock()
 	s.batch = v.sendWoken(s.batch)
-	v.g.release(v)
+	s.endHold()
+	v.g.put(v)
 }
 
 // expire answers requests that have waited for longer than Timeout with an I/O error. There is no connection now.

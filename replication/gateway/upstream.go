@@ -98,17 +98,21 @@ func (u *upstream) Closed(err error) {
 	close(u.closed)
 }
 
-// run keeps the session connected until it is closed. It is the session's goroutine, started by Attach.
-func (s *session) run() {
+// run keeps the session connected until it is closed. It is the session's goroutine, started by Attach, which may have
+// made the first connection.
+func (s *session) run(conn *nbd.Conn, r *route) {
 	defer close(s.done)
 	s.downSince = time.Now()
 	for {
-		conn, r, err := s.reach(s.ctx)
-		if err != nil {
-			<-s.ctx.Done() // the volume is gone, and its clients are being told
-			return
+		if conn == nil {
+			var err error
+			if conn, r, err = s.reach(s.ctx); err != nil {
+				<-s.ctx.Done() // the volume is gone, and its clients are being told
+				return
+			}
 		}
 		up := s.begin(conn, r)
+		conn = nil
 		since := time.Now()
 		why := s.hold(up)
 		s.downSince = time.Now()
@@ -154,12 +158,21 @@ func (s *session) reach(ctx context.Context) (*nbd.Conn, *route, error) {
 		if r.over.Err() != nil {
 			continue // there is another route already
 		}
+		if errors.Is(err, nbd.ErrRefused) && s.refusalCounts() {
+			return nil, nil, err
+		}
 		if s.told != r {
 			s.told = r
 			s.v.g.emit(Event{Kind: EventRetry, Volume: s.v.name, Session: s.name, Generation: s.generation, Addr: r.addr, Err: err})
 		}
 		s.pause(ctx, news)
 	}
+}
+
+// refusalCounts tells whether a primary's refusal is the end of trying: of the first attachment of an exclusive client,
+// which is told, and of a session that a claim has ended. A primary that refuses the latter has fenced it.
+func (s *session) refusalCounts() bool {
+	return s.alone != nil && s.downSince.IsZero() || s.isEvicted()
 }
 
 // pause waits before the next attempt, which news bring forward.
@@ -181,8 +194,8 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.over, cancel)()
-	s.generation++
-	id := blockdev.SessionID{Name: s.name, Generation: s.generation}
+	s.generation = s.v.g.nextGeneration(s)
+	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Era: s.era, Exclusive: s.opts.Exclusive}
 	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, TLS: s.v.g.tls}
 	if t := s.v.g.opts.Timeout; t > 0 {
 		opts.DialTimeout = min(nbd.DefaultDialTimeout, t/timeoutParts)
@@ -269,8 +282,10 @@ func (s *session) hold(u *upstream) error {
 func (s *session) fence() {
 	since := time.Now()
 	conn, _, err := s.reach(s.v.g.ctx)
-	if err == nil {
-		conn.Close()
+	if err == nil || errors.Is(err, nbd.ErrRefused) {
+		if err == nil {
+			conn.Close()
+		}
 		s.v.g.emit(Event{Kind: EventFenced, Volume: s.v.name, Session: s.name, Generation: s.generation, After: time.Since(since)})
 	}
 	s.leave()

@@ -17,6 +17,8 @@ type ViewService interface {
 	// error that wraps viewsvc.ErrNotFound says that there is no such volume.
 	Watch(ctx context.Context, name string, news uint64) (viewsvc.VolumeStatus, error)
 	Status(ctx context.Context) (viewsvc.ClusterStatus, error)
+	// Claim changes who has a volume for itself. An error that wraps viewsvc.ErrClaimed says who has it.
+	Claim(ctx context.Context, name string, c viewsvc.ClaimChange) (viewsvc.Claim, error)
 }
 
 // minHold is how fast a view service may answer without news, and not be taken for one that does not hold calls back.
@@ -76,6 +78,7 @@ type volume struct {
 	route    *route
 	news     chan struct{} // closed, and replaced, when there is news of the volume
 	gone     bool          // it was deleted
+	claim    viewsvc.Claim // the newest that was heard of
 }
 
 func newVolume(g *Gateway, st viewsvc.VolumeStatus) *volume {
@@ -84,6 +87,7 @@ func newVolume(g *Gateway, st viewsvc.VolumeStatus) *volume {
 		sessions: make(map[*lane]*session),
 		news:     make(chan struct{}),
 		view:     st.View.Num,
+		claim:    st.Volume.Claim,
 	}
 	v.setRouteLocked(routeOf(st, nil))
 	return v
@@ -153,6 +157,7 @@ func (v *volume) learn(st viewsvc.VolumeStatus) bool {
 		return false
 	}
 	v.g.remember(st)
+	v.evict(st.Volume.Claim)
 	v.mu.Lock()
 	if st.View.Num < v.view { // from a view server that was left behind (G7)
 		v.mu.Unlock()

@@ -1,0 +1,192 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"lockstep/blockdev"
+	"lockstep/blockdev/nbd"
+	"lockstep/viewsvc"
+)
+
+// refusedWith dials and wants a refusal that says all of these.
+func refusedWith(tb testing.TB, addr string, words ...string) {
+	tb.Helper()
+	d, err := dialReal(tb, addr)
+	if err == nil {
+		d.Close()
+		tb.Fatal("it was let in")
+	}
+	if !errors.Is(err, nbd.ErrRefused) {
+		tb.Errorf("%v, want a refusal", err)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			tb.Errorf("%q does not say %q", err, w)
+		}
+	}
+}
+
+func writeByte(tb testing.TB, d *nbd.Disk, b byte) {
+	tb.Helper()
+	if _, err := d.WriteAt([]byte{b}, 4096); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func readByte(tb testing.TB, d *nbd.Disk) byte {
+	tb.Helper()
+	var b [1]byte
+	if _, err := d.ReadAt(b[:], 4096); err != nil {
+		tb.Fatal(err)
+	}
+	return b[0]
+}
+
+func TestExclusiveAttachmentRefusesEverybodyElse(t *testing.T) {
+	c := startReal(t, 2)
+	alone, _ := c.gateway(AttachOptions{Exclusive: true})
+	second, _ := c.gateway(AttachOptions{Exclusive: true})
+	plain, _ := c.gateway(AttachOptions{})
+	d := mustDial(t, alone)
+	writeByte(t, d, 'a')
+	host, _ := os.Hostname()
+	holder := []string{"host " + host, fmt.Sprintf("pid %d", os.Getpid()), "since 20"}
+	refusedWith(t, second, append(holder, "--take-over")...)
+	refusedWith(t, plain, append(holder, "detach-all")...)
+	refusedWith(t, alone, "another client of this gateway")
+	primary := c.safe(2)
+	refusedWith(t, c.nodes[primary].NBDAddr().String(), holder...)
+
+	// The claim is no primary's own: it outlives it.
+	c.stop(primary)
+	writeByte(t, d, 'b')
+	next := c.safe(1)
+	refusedWith(t, second, holder...)
+	refusedWith(t, c.nodes[next].NBDAddr().String(), holder...)
+
+	// The client leaves: the disk is free at once.
+	d.Close()
+	eventually(t, "the next one gets it", func() bool {
+		d, err := dialReal(t, second)
+		if err != nil {
+			return false
+		}
+		defer d.Close()
+		return readByte(t, d) == 'b'
+	})
+	eventually(t, "everybody gets it", func() bool { _, err := dialReal(t, plain); return err == nil })
+}
+
+func TestExclusiveAttachmentIsRefusedWhileOthersAreAttached(t *testing.T) {
+	c := startReal(t, 1)
+	plain, _ := c.gateway(AttachOptions{})
+	alone, _ := c.gateway(AttachOptions{Exclusive: true})
+	d := mustDial(t, plain)
+	writeByte(t, d, 'a')
+	refusedWith(t, alone, "in use by 1 other", "--take-over")
+	writeByte(t, d, 'b') // whose client has not noticed
+	mustDial(t, plain)   // nor has anybody else
+}
+
+// A disk that was taken over has changed behind the back of its former client, who must never write to it again; not
+// even when it is free.
+func TestTakeOverEndsTheFormerClientForGood(t *testing.T) {
+	for _, by := range []string{"exclusive", "plain"} {
+		t.Run(by, func(t *testing.T) {
+			c := startReal(t, 2)
+			first, _ := c.gateway(AttachOptions{Exclusive: by == "exclusive"})
+			over, _ := c.gateway(AttachOptions{Exclusive: true, TakeOver: true})
+			d := mustDial(t, first)
+			writeByte(t, d, 'a')
+			e := mustDial(t, over)
+			writeByte(t, e, 'b')
+			if _, err := d.WriteAt([]byte{'c'}, 4096); err == nil {
+				t.Error("the former client writes")
+			}
+			e.Close()
+			eventually(t, "the disk is free again", func() bool {
+				s, err := c.c.Status(t.Context())
+				return err == nil && s.Volumes[0].Volume.Claim.Owner == ""
+			})
+			if _, err := d.WriteAt([]byte{'c'}, 4096); err == nil {
+				t.Error("the former client writes, now that the disk is free")
+			}
+			if got := readByte(t, mustDial(t, first)); got != 'b' {
+				t.Errorf("the disk has %q", got)
+			}
+			if by == "exclusive" {
+				return
+			}
+			// Take-over is spent: two clients that reconnect do not take the disk from each other for ever.
+			mustDial(t, first)
+			refusedWith(t, over, "in use")
+		})
+	}
+}
+
+func TestDetachAllEndsEveryClient(t *testing.T) {
+	c := startReal(t, 1)
+	plain, _ := c.gateway(AttachOptions{})
+	d := mustDial(t, plain)
+	direct := mustDial(t, c.nodes["n1"].NBDAddr().String())
+	writeByte(t, d, 'a')
+	writeByte(t, direct, 'b')
+	if _, err := c.c.Claim(t.Context(), "vol0", viewsvc.ClaimChange{Act: viewsvc.ClaimEvict}); err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range map[string]*nbd.Disk{"gateway": d, "direct": direct} {
+		eventually(t, name+"'s client is ended", func() bool { _, err := d.WriteAt([]byte{'c'}, 4096); return err != nil })
+	}
+	writeByte(t, mustDial(t, plain), 'd')
+}
+
+// TestKeptClaimIsForTheSameSessionOnly is what `lockstep attach` relies on: its process is killed and started again
+// while a file system is mounted.
+func TestKeptClaimIsForTheSameSessionOnly(t *testing.T) {
+	c := startReal(t, 2)
+	_, g := c.gateway(AttachOptions{})
+	serve := func(o AttachOptions) (net.Conn, error) {
+		export, err := g.Export(t.Context(), "vol0", o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := socketPair(t)
+		failed := make(chan error, 1)
+		go func() { failed <- g.Server().ServeTransmission(theirs, export) }() // ends with the connection
+		d := &rawClient{ours}
+		if err := d.write('a'); err != nil {
+			return nil, <-failed
+		}
+		return ours, nil
+	}
+	agent := AttachOptions{Session: "agent", Generation: 1, Exclusive: true, Keep: true}
+	first, err := serve(agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	eventually(t, "the connection has gone", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.sessions == 0 })
+	if _, err := serve(AttachOptions{Session: "other", Exclusive: true}); !errors.Is(err, blockdev.ErrExclusive) {
+		t.Errorf("another one: %v", err)
+	}
+	agent.Generation = 2
+	again, err := serve(agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+	eventually(t, "the connection has gone", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.sessions == 0 })
+	if err := g.Release(t.Context(), "vol0", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	other, err := serve(AttachOptions{Session: "other", Exclusive: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+}

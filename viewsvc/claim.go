@@ -1,0 +1,143 @@
+package viewsvc
+
+import (
+	"fmt"
+	"time"
+)
+
+// Claim says who has a volume for itself, in the meaning of an exclusive attachment: a file system that is mounted
+// twice by mistake is lost. It is part of the volume and goes to nodes and gateways with everything else about it; the
+// primary is who enforces it, on sessions, so that it holds at one place whatever others have heard.
+//
+//	owner  held   meaning                                                      next
+//	""     false  anybody may attach                                           asked
+//	set    false  asked: nobody new may attach but the owner, who goes on      held, none (given up), asked by another (taken over)
+//	              only if nobody else is attached now
+//	set    true   held: nobody but the owner is attached                       none, asked by another (taken over)
+//
+// Era grows whenever all clients but the owner's are ended for good: when the claim becomes held, is taken over, or
+// an operator detaches all. A session that began in an earlier era never comes back, also when the claim is gone: what
+// its client knows of the disk may be wrong by then.
+type Claim struct {
+	Num   uint64 `json:"num"` // grows with every change
+	Era   uint64 `json:"era"`
+	Owner string `json:"owner,omitempty"` // name of a session
+	Host  string `json:"host,omitempty"`  // where its process is, for people
+	PID   int    `json:"pid,omitempty"`
+	Since int64  `json:"since,omitempty"` // seconds since 1970, by the leader's clock
+	Held  bool   `json:"held,omitempty"`
+}
+
+// String is the holder, for people.
+func (c Claim) String() string {
+	if c.Owner == "" {
+		return "nobody"
+	}
+	return fmt.Sprintf("host %s, pid %d, since %s", c.Host, c.PID, time.Unix(c.Since, 0).UTC().Format(time.RFC3339))
+}
+
+// SessionEra is the era of a session that begins now, as it travels with the session: 0 there is for who does not say.
+func (c Claim) SessionEra() uint64 { return c.Era + 1 }
+
+// Admits tells whether a session, of a SessionEra or 0, may attach as far as that goes, and whether a claim is in its way.
+func (c Claim) Admits(session string, era uint64) (alive, free bool) {
+	owner := c.Owner != "" && c.Owner == session
+	return owner || era == 0 || era > c.Era, owner || c.Owner == ""
+}
+
+// ClaimAct says what a ClaimChange does. Its text is part of the log's format; never rename.
+type ClaimAct string
+
+// The acts.
+const (
+	ClaimAsk      ClaimAct = "ask"       // become the owner; refused while another is. The owner itself may ask again
+	ClaimTakeOver ClaimAct = "take_over" // become the owner, whoever was; all other sessions end
+	ClaimHold     ClaimAct = "hold"      // the owner is attached
+	ClaimRelease  ClaimAct = "release"   // the owner gives it up
+	ClaimEvict    ClaimAct = "evict"     // an operator ends all sessions, the owner's too
+)
+
+// ClaimChange is a request for another Claim.
+type ClaimChange struct {
+	Act   ClaimAct `json:"act"`
+	Owner string   `json:"owner,omitempty"`
+	Host  string   `json:"host,omitempty"`
+	PID   int      `json:"pid,omitempty"`
+}
+
+func (c ClaimChange) validate() error {
+	if c.Owner == "" != (c.Act == ClaimEvict) || len(c.Owner) > maxNameBytes || len(c.Host) > maxNameBytes {
+		return fmt.Errorf("%w: a claim needs an owner, and a host, of at most %d bytes", ErrInvalid, maxNameBytes)
+	}
+	return nil
+}
+
+// applyClaim changes who has a volume for itself.
+func (s *State) applyClaim(c Command) (Result, error) {
+	v, err := s.live(c.Volume)
+	if err != nil {
+		return Result{}, err
+	}
+	if c.Claim == nil {
+		return Result{}, fmt.Errorf("%w: a claim is missing", ErrInvalid)
+	}
+	if err := c.Claim.validate(); err != nil {
+		return Result{}, err
+	}
+	next, err := nextClaim(v.Volume, *c.Claim, c.Time)
+	if err != nil {
+		return Result{}, err
+	}
+	if next != v.Volume.Claim {
+		next.Num++
+		v.Volume.Claim = next
+	}
+	return Result{Volume: c.Volume, Claim: next}, nil
+}
+
+// nextClaim is the claim that a change asks for.
+func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
+	cur := v.Claim
+	mine := Claim{Num: cur.Num, Era: cur.Era, Owner: c.Owner, Host: c.Host, PID: c.PID, Since: now.Unix()}
+	switch c.Act {
+	case ClaimAsk, ClaimTakeOver:
+		switch {
+		case cur.Owner == c.Owner: // its process was restarted, or it asks again after a lost answer
+			mine.Held, mine.Since = cur.Held, cur.Since
+		case c.Act == ClaimTakeOver:
+			mine.Era++
+		case cur.Owner != "":
+			return cur, claimedError(v.Name, cur)
+		}
+		return mine, nil
+	case ClaimHold:
+		if cur.Owner != c.Owner {
+			return cur, claimedError(v.Name, cur)
+		}
+		if !cur.Held {
+			cur.Era, cur.Held = cur.Era+1, true
+		}
+		return cur, nil
+	case ClaimRelease:
+		if cur.Owner != c.Owner {
+			return cur, nil // it was taken over; there is nothing to give up
+		}
+		return Claim{Num: cur.Num, Era: cur.Era}, nil
+	case ClaimEvict:
+		return Claim{Num: cur.Num, Era: cur.Era + 1}, nil
+	}
+	return cur, fmt.Errorf("%w: claim act %q is unknown", ErrInvalid, c.Act)
+}
+
+func claimedError(volume string, c Claim) error {
+	return fmt.Errorf("%w: volume %s is attached exclusively by %v; detach it there, or take it over with --take-over", ErrClaimed, volume, c)
+}
+
+// PlanClaim changes who has a volume for itself.
+func (m *Monitor) PlanClaim(name string, c ClaimChange) (Command, error) {
+	v, _, err := m.named(name)
+	if err != nil {
+		return Command{}, err
+	}
+	return Command{Op: OpClaim, Volume: v.Volume.ID, Claim: &c}, nil
+}

@@ -1,0 +1,103 @@
+package viewsvc
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+// claimed applies a change to the claim on the volume of newVolume.
+func claimed(t *testing.T, s *State, c ClaimChange) (Claim, error) {
+	t.Helper()
+	r, err := s.Apply(Command{Op: OpClaim, Volume: vol, Time: time.Unix(1_000_000_000, 0), Claim: &c})
+	return r.Claim, err
+}
+
+func TestOneOwnerAtATime(t *testing.T) {
+	s := newVolume(t)
+	ask := func(owner string) ClaimChange {
+		return ClaimChange{Act: ClaimAsk, Owner: owner, Host: "h-" + owner, PID: 7}
+	}
+	first, err := claimed(t, s, ask("a"))
+	if err != nil || first.Owner != "a" || first.Held || first.Era != 0 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	if _, err = claimed(t, s, ask("b")); !errors.Is(err, ErrClaimed) {
+		t.Fatalf("a second one: %v", err)
+	}
+	for _, want := range []string{"host h-a", "pid 7", "2001-09-09T01:46:40Z", "--take-over"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+	if _, err := claimed(t, s, ClaimChange{Act: ClaimHold, Owner: "b"}); !errors.Is(err, ErrClaimed) {
+		t.Errorf("b holds what a owns: %v", err)
+	}
+	held, err := claimed(t, s, ClaimChange{Act: ClaimHold, Owner: "a"})
+	if err != nil || !held.Held || held.Era != 1 {
+		t.Fatalf("%+v, %v", held, err)
+	}
+	if again, err := claimed(t, s, ClaimChange{Act: ClaimHold, Owner: "a"}); err != nil || again != held {
+		t.Errorf("asked again: %+v, %v", again, err)
+	}
+	// The owner's process was restarted.
+	if back, err := claimed(t, s, ClaimChange{Act: ClaimAsk, Owner: "a", Host: "h-a", PID: 8}); err != nil || !back.Held || back.Era != 1 || back.PID != 8 {
+		t.Errorf("%+v, %v", back, err)
+	}
+	over, err := claimed(t, s, ClaimChange{Act: ClaimTakeOver, Owner: "b", Host: "h-b"})
+	if err != nil || over.Owner != "b" || over.Held || over.Era != 2 {
+		t.Errorf("taken over: %+v, %v", over, err)
+	}
+	if same, err := claimed(t, s, ClaimChange{Act: ClaimRelease, Owner: "a"}); err != nil || same != over {
+		t.Errorf("who was replaced gives up the other's claim: %+v, %v", same, err)
+	}
+	if none, err := claimed(t, s, ClaimChange{Act: ClaimRelease, Owner: "b"}); err != nil || none != (Claim{Num: 5, Era: 2}) {
+		t.Errorf("released: %+v, %v", none, err)
+	}
+	if none, err := claimed(t, s, ClaimChange{Act: ClaimEvict}); err != nil || none != (Claim{Num: 6, Era: 3}) {
+		t.Errorf("evicted: %+v, %v", none, err)
+	}
+}
+
+func TestSessionsOfAnEarlierEraNeverComeBack(t *testing.T) {
+	c := Claim{Era: 3, Owner: "a", Held: true}
+	for _, tc := range []struct {
+		session     string
+		era         uint64
+		alive, free bool
+	}{
+		{"a", 3, true, true},
+		{"b", 3, false, false},
+		{"b", 4, true, false},
+		{"", 0, true, false},
+	} {
+		if alive, free := c.Admits(tc.session, tc.era); alive != tc.alive || free != tc.free {
+			t.Errorf("%q of era %d: alive %v, free %v", tc.session, tc.era, alive, free)
+		}
+	}
+	if alive, free := (Claim{Era: 3}).Admits("a", 3); alive || !free {
+		t.Errorf("its claim is gone: alive %v, free %v", alive, free)
+	}
+}
+
+func TestClaimTravelsToNodesAndGateways(t *testing.T) {
+	_, c, nodes, before := startCluster(t)
+	claim, err := c.Claim(t.Context(), "vol0", ClaimChange{Act: ClaimAsk, Owner: "a", Host: "h", PID: 7})
+	if err != nil || claim.Owner != "a" || claim.Since == 0 {
+		t.Fatalf("%+v, %v", claim, err)
+	}
+	if _, err := c.Claim(t.Context(), "vol0", ClaimChange{Act: ClaimAsk, Owner: "b"}); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), "host h, pid 7") {
+		t.Errorf("a second one: %v", err)
+	}
+	if s, err := c.Watch(t.Context(), "vol0", before.News); err != nil || s.Volume.Claim != claim {
+		t.Errorf("a gateway hears %+v, %v", s.Volume.Claim, err)
+	}
+	for id, n := range nodes {
+		eventually(t, string(id)+" hears of the claim", func() bool {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.orders[before.Volume.ID].Volume.Claim == claim
+		})
+	}
+}
