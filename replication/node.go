@@ -261,7 +261,7 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 func (n *Node) makeReplica(v viewsvc.Volume) error {
 	id := uuid.NewString()
 	err := blockdev.Format(n.opts.FS, n.home.volumeDir(v.ID), blockdev.FormatOptions{LogBytes: n.opts.LogBytes,
-		Identity: blockdev.Identity{Cluster: n.home.cluster(), Volume: string(v.ID), Replica: id, Size: v.Size}})
+		Identity: blockdev.Identity{Cluster: n.home.cluster(), Volume: string(v.ID), VolumeName: v.Name, Replica: id, Size: v.Size}})
 	if err != nil {
 		return fmt.Errorf("node: format a replica of volume %s: %w", v.Name, err)
 	}

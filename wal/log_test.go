@@ -204,6 +204,18 @@ func TestStartAfterIsWhereRecoveryGoesOn(t *testing.T) {
 }
 
 // TestFirstErrorPoisonsForEver fails every operation of a small workload in turn (W5).
+func TestFrameEndOfARecordInsideTheLastFrame(t *testing.T) {
+	_, o := created(t)
+	l, _, _ := opened(t, o, Start{})
+	must1(l.Append(nextFrame(l, 1, 1, 3)))(t)
+	must1(l.Append(nextFrame(l, 2, 1, 2)))(t)
+	for lsn, want := range map[LSN]LSN{1: 4, 4: 4, 5: 7, 6: 7, 7: 7, 9: 7} {
+		if end, err := l.FrameEnd(lsn); end != want || err != nil {
+			t.Errorf("record %d: %d, %v, want %d", lsn, end, err, want)
+		}
+	}
+}
+
 func TestFirstErrorPoisonsForEver(t *testing.T) {
 	for _, errno := range []error{syscall.EIO, syscall.ENOSPC} {
 		for n := 0; ; n++ {

@@ -174,8 +174,11 @@ func (l *Log) FrameEnd(x LSN) (LSN, error) {
 	if x >= l.end {
 		return l.end, nil
 	}
-	if i < 0 {
+	switch {
+	case i < 0:
 		return 0, ErrCompacted
+	case i+1 == l.index.n:
+		return l.end, nil
 	}
 	return l.index.at(i+1).first - 1, nil
 }

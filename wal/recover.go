@@ -84,15 +84,20 @@ func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at 
 		l.end, l.endSum, l.endPos = f.Last(), f.Sum(), at+Pos(len(f.b)/BlockSize)
 		l.newest = max(l.newest, at/l.segBlocks)
 	}
-	err := l.settle(&sc, &r, start, policy)
-	return r, err
+	ghosts, until, err := l.judge(&sc, &r, start, policy)
+	if err != nil || until == 0 {
+		return r, err
+	}
+	return r, l.erase(ghosts, until)
 }
 
-// settle decides what the end of the good frames is, a torn tail or corruption, and erases what lies behind.
+// judge decides what the end of the good frames is, a torn tail or corruption, and gives what lies behind and is to be
+// erased: ghosts, all before until, which is 0 when there is nothing to do. It changes nothing, so that Inspect can
+// foretell what Open would do.
 //
 // By W8 unfinished frames are in one segment: that of the end, or the next. These two are read whole; of the others
 // the first block, where every segment in use has a frame.
-func (l *Log) settle(sc *scanner, r *Recovery, start Start, policy RecoverPolicy) error {
+func (l *Log) judge(sc *scanner, r *Recovery, start Start, policy RecoverPolicy) (ghosts []Pos, until Pos, err error) {
 	seg := l.endPos / l.segBlocks
 	last := l.checkpoint.Pos/l.segBlocks + Pos(len(l.files)) // segments from here on would overlap live ones
 	full := min(seg+2, last)
@@ -104,27 +109,23 @@ func (l *Log) settle(sc *scanner, r *Recovery, start Start, policy RecoverPolicy
 		evidence = fmt.Sprintf("record %d was durable when the replica was last stopped", start.Durable)
 	}
 	if evidence == "" && sc.mark == nil {
-		var err error
 		if evidence, err = sc.laterFrames(full, last); err != nil {
-			return err
+			return nil, 0, err
 		}
 	}
 	if sc.mark == nil && evidence != "" && !l.o.broken.has(callItTorn) {
 		name, off := l.segmentAt(sc.badAt)
 		c := &CorruptError{Segment: name, Offset: off, LSN: l.end + 1, Reason: sc.reason, Evidence: evidence}
 		if policy == RefuseCorruption {
-			return c
+			return nil, 0, c
 		}
 		r.Corruption = c
 		full = last
 	}
-	ghosts, err := sc.ghosts(nil, l.endPos, full*l.segBlocks)
-	if err != nil {
-		return err
-	}
-	if len(ghosts) == 0 && sc.mark == nil {
-		return nil
+	ghosts, err = sc.ghosts(nil, l.endPos, full*l.segBlocks)
+	if err != nil || len(ghosts) == 0 && sc.mark == nil {
+		return nil, 0, err
 	}
 	r.Torn, r.TornAt, r.Erased = true, l.endPos, len(ghosts)
-	return l.erase(ghosts, full*l.segBlocks)
+	return ghosts, full * l.segBlocks, nil
 }

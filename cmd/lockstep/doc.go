@@ -24,6 +24,13 @@
 // dev` starts (127.0.0.1:7400). The roles have no such last resort: a node that joins the wrong cluster by default
 // would be worse than one that does not start.
 //
+// # Inspection
+//
+//	lockstep wal dump DIR, lockstep wal verify DIR
+//
+// They read a replica's directory, of a node that is stopped, and change nothing. Damage does not stop them: the one
+// lists, the other tells in a line each, whatever there still is. Reading is done by wal.Inspect and blockdev.Inspect.
+//
 // # Output
 //
 // Standard output has only what was asked for. Everything else goes to standard error: logs (for people when it is a
@@ -31,12 +38,13 @@
 //
 //	lockstep: what failed: why: what to do next
 //
-// The JSON of `status` and `views` is an interface: fields are added, never renamed or removed (status_json.go).
+// The JSON of `status`, `views` and `wal` is an interface: fields are added, never renamed or removed (status_json.go,
+// wal_json.go).
 //
 // # Exit codes
 //
-//	0    done; status: every volume is safe
-//	1    it failed; status: a volume is degraded
+//	0    done; status: every volume is safe; wal verify: the replica is sound
+//	1    it failed; status: a volume is degraded; wal verify: the replica is damaged
 //	2    status: a volume is unavailable
 //	3    status: cannot tell, the view service did not answer or does not know the volume
 //	64   wrong usage: an unknown command or flag, a malformed value; nothing was done
@@ -51,6 +59,7 @@
 //	size.go, address.go, name.go  values on the command line
 //	status*.go, views.go          what the cluster looks like: a verdict first
 //	volume.go, handover.go        what an operator can change
+//	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
 //	dev*.go                       the cluster for trying things out
 package main

@@ -38,6 +38,7 @@ Begin with: lockstep dev`,
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
 	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newHandover(env))
+	addGroup(root, "repair", "Inspection:", newWAL(env))
 	return root
 }
 

@@ -81,6 +81,26 @@ func (OS) Lock(name string) (io.Closer, error) {
 	return f, nil
 }
 
+// LockShared keeps holders of Lock out of a real directory while somebody looks at it, and changes nothing: a lock file
+// that does not exist is not made, and locks nothing. It returns ErrLocked at once when Lock is held.
+func LockShared(name string) (io.Closer, error) {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) }); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", name, ErrLocked)
+		}
+		return nil, &fs.PathError{Op: "flock", Path: name, Err: err}
+	}
+	return f, nil
+}
+
 // osFile adds to os.File the calls that it lacks. Those use the descriptor's number, which must not be closed, and
 // given to another file, under them: they hold closing for reading, Close for writing.
 type osFile struct {
