@@ -26,6 +26,7 @@ func (s *Store) Append(f wal.Frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending.add(f, at)
+	s.endPos.Store(uint64(at) + uint64(len(f.Bytes())/BlockSize))
 	if n := len(s.epochs); n == 0 || s.epochs[n-1].Epoch != h.Epoch {
 		s.epochs = s.epochs.with(h.Epoch, h.First)
 	}
@@ -167,6 +168,7 @@ func (s *Store) Cut(l wal.LSN) error {
 	if err := s.log.Cut(l); err != nil {
 		return s.poison(err)
 	}
+	s.endPos.Store(uint64(s.log.EndPos()))
 	return nil
 }
 

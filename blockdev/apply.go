@@ -18,9 +18,6 @@ const (
 	applyBatchBytes = 8 << 20
 	// maxOps bounds the blocks of a batch that are sorted at once; zeroes make more blocks than bytes.
 	maxOps = 1 << 14
-	// writebackBytes is how much is written before the kernel is asked to begin with it: a checkpoint's sync then
-	// finds little to do, and the log's syncs do not wait behind a flood.
-	writebackBytes = 2 << 20
 	// gatherBytes is the largest run of scattered neighbours that is copied together for one write.
 	gatherBytes = 512 << 10
 )
@@ -31,9 +28,6 @@ type batch struct {
 	ops    []applyOp
 	keys   []uint64 // block << opBits | index into ops
 	gather []byte
-
-	unsent             int // bytes written since the last StartWriteback
-	unsentLo, unsentHi int64
 }
 
 // applyOp is one block's new version. Invariant: len(ops) ≤ maxOps + MaxFrameBlocks < 1<<opBits.
@@ -299,22 +293,10 @@ func (b *batch) gatherBuffer() []byte {
 	return b.gather
 }
 
-// writeImage writes blocks and paces the writeback.
+// writeImage writes blocks.
 func (s *Store) writeImage(block uint64, data []byte) error {
-	off := int64(block) * BlockSize
-	if _, err := s.image.WriteAt(data, off); err != nil {
+	if err := s.image.write(data, int64(block)*BlockSize); err != nil {
 		return fmt.Errorf("write image at block %d: %w", block, err)
-	}
-	b := &s.batch
-	end := off + int64(len(data))
-	if b.unsent == 0 {
-		b.unsentLo, b.unsentHi = off, end
-	}
-	b.unsent += len(data)
-	b.unsentLo, b.unsentHi = min(b.unsentLo, off), max(b.unsentHi, end)
-	if b.unsent >= writebackBytes {
-		s.image.StartWriteback(b.unsentLo, b.unsentHi-b.unsentLo)
-		b.unsent = 0
 	}
 	return nil
 }

@@ -87,16 +87,15 @@ func (s *Store) syncImage() error {
 	if err := s.regions.write(); err != nil {
 		return err
 	}
-	if err := s.image.Sync(); err != nil {
+	if err := s.image.sync(); err != nil {
 		return fmt.Errorf("sync image: %w", err)
 	}
-	if err := s.sums.f.Sync(); err != nil {
+	if err := s.sums.f.sync(); err != nil {
 		return fmt.Errorf("sync checksums: %w", err)
 	}
-	if err := s.regions.f.Sync(); err != nil {
+	if err := s.regions.f.sync(); err != nil {
 		return fmt.Errorf("sync regions: %w", err)
 	}
-	s.batch.unsent = 0
 	return nil
 }
 

@@ -16,7 +16,8 @@ const (
 	// quietIntervals without a commit make the store bring everything into the image and checkpoint, so that the
 	// next start has nothing to recover.
 	quietIntervals = 20
-	// checkpointShare: a checkpoint is due when this part of the log was applied since the last.
+	// checkpointShare: a checkpoint is due when this part of the log was applied since the last; under pressure, when
+	// a segment was.
 	checkpointShare = 8
 )
 
@@ -55,7 +56,7 @@ func (s *Store) drive() {
 
 // pressed tells whether the applier has to work beside the clients.
 func (s *Store) pressed() bool {
-	return s.wantRoom.Load() || s.backlog() >= s.logBlocks/lazyShare
+	return s.wantRoom.Load() || s.backlog() >= s.logBlocks/lazyShare || s.pressure() > 0
 }
 
 // wake makes the driver look for work now.
@@ -84,6 +85,11 @@ func (s *Store) step(idle bool) (bool, error) {
 	if err := s.Err(); err != nil {
 		return false, err
 	}
+	if s.pressure() > 0 {
+		if did, err := s.checkpointIfDue(false); did || err != nil {
+			return did, err
+		}
+	}
 	if did, err := s.applyBatch(); err != nil {
 		return false, s.poison(err)
 	} else if did {
@@ -92,8 +98,17 @@ func (s *Store) step(idle bool) (bool, error) {
 	if urgent && min(s.committed.Load(), uint64(s.log.Durable())) > s.recorded.Load() {
 		return true, s.recordCommit()
 	}
+	return s.checkpointIfDue(urgent)
+}
+
+// checkpointIfDue makes a checkpoint when enough was applied since the last. applyMu is held.
+func (s *Store) checkpointIfDue(urgent bool) (bool, error) {
+	due := s.logBlocks / checkpointShare
+	if s.pressure() > 0 {
+		due = min(due, int64(s.segBlocks))
+	}
 	since := int64(s.appliedAt.Pos - s.checkpointAt)
-	if s.applied.Load() > s.checkpointed.Load() && (urgent || since >= s.logBlocks/checkpointShare) {
+	if s.applied.Load() > s.checkpointed.Load() && (urgent || since >= due) {
 		return true, s.checkpoint(nil)
 	}
 	return false, nil

@@ -92,6 +92,7 @@ func (s *Store) setMarks(c checkpoint) {
 	}
 	s.carried = c.LSN
 	s.committedPos.Store(uint64(c.Pos))
+	s.endPos.Store(uint64(c.Pos))
 	s.appliedPos.Store(uint64(c.Pos))
 }
 
@@ -122,9 +123,10 @@ func (s *Store) openFiles() error {
 		return err
 	}
 	size := s.meta.get().ID.Size
-	if s.image, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
+	if f, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
 		return err
 	}
+	s.image = newPacedFile(f)
 	if f, err = openFile(s.o.FS, s.o.Dir, sumsName, sumsFileSize(size)); err != nil {
 		return err
 	}
@@ -174,6 +176,7 @@ func (s *Store) visit(f wal.Frame, at wal.Pos) error {
 		return &DamagedError{walName, fmt.Sprintf("does not fit the volume: %v", err)}
 	}
 	s.pending.add(f, at)
+	s.endPos.Store(uint64(at) + uint64(len(f.Bytes())/BlockSize))
 	s.epochs = s.epochs.with(f.Header().Epoch, f.First())
 	return nil
 }

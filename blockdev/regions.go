@@ -24,7 +24,7 @@ func regionsFileSize(volume uint64) int64 {
 // regionTable is the regions file, wholly in memory but for pages that are all zero: 8 MiB for a TiB that was
 // written everywhere. Commit raises entries, under Store.mu; anybody reads them.
 type regionTable struct {
-	f     vfs.File
+	f     *pacedFile
 	n     int // regions
 	pages []atomic.Pointer[regionPage]
 	buf   [pageSize]byte // of write
@@ -40,7 +40,7 @@ const regionReadBytes = 1 << 20
 
 func openRegions(f vfs.File, volume uint64) (*regionTable, error) {
 	size := regionsFileSize(volume)
-	t := &regionTable{f: f, n: regionCount(volume), pages: make([]atomic.Pointer[regionPage], size/pageSize)}
+	t := &regionTable{f: newPacedFile(f), n: regionCount(volume), pages: make([]atomic.Pointer[regionPage], size/pageSize)}
 	buf := make([]byte, min(size, regionReadBytes))
 	for off := int64(0); off < size; off += int64(len(buf)) {
 		b := buf[:min(int64(len(buf)), size-off)]
@@ -113,7 +113,7 @@ func (t *regionTable) write() error {
 		for j := range p.lsn {
 			binary.LittleEndian.PutUint64(t.buf[j*8:], p.lsn[j].Load())
 		}
-		if _, err := t.f.WriteAt(t.buf[:], int64(i)*pageSize); err != nil {
+		if err := t.f.write(t.buf[:], int64(i)*pageSize); err != nil {
 			return fmt.Errorf("write regions: %w", err)
 		}
 	}

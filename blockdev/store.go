@@ -25,7 +25,7 @@ type Store struct {
 	sameBoot  bool
 	lock      io.Closer
 	meta      *metaFile
-	image     vfs.File
+	image     *pacedFile
 	sums      *sumTable
 	regions   *regionTable
 	log       *wal.Log
@@ -41,6 +41,7 @@ type Store struct {
 	// Watermarks, raised by the one who holds what is said; read by anybody.
 	committed    atomic.Uint64 // under mu
 	committedPos atomic.Uint64 // under mu; where the committed part of the log ends
+	endPos       atomic.Uint64 // under mu; where the log ends
 	recorded     atomic.Uint64 // under mu (B1)
 	applied      atomic.Uint64 // under applyMu
 	appliedPos   atomic.Uint64 // under applyMu

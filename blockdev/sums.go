@@ -28,7 +28,7 @@ func sumsFileSize(volume uint64) int64 {
 // Pages may reach the disk at any time: whatever differs from the last checkpoint is still in the log. Dirty
 // pages are written, not synced, when there are too many, and by each checkpoint.
 type sumTable struct {
-	f     vfs.File
+	f     *pacedFile
 	limit int
 	pages []atomic.Pointer[sumPage]
 
@@ -57,7 +57,7 @@ func (p *sumPage) set(i uint64, sum uint32) {
 }
 
 func newSumTable(f vfs.File, volume uint64) *sumTable {
-	return &sumTable{f: f, limit: maxSumPages, pages: make([]atomic.Pointer[sumPage], sumsFileSize(volume)/pageSize)}
+	return &sumTable{f: newPacedFile(f), limit: maxSumPages, pages: make([]atomic.Pointer[sumPage], sumsFileSize(volume)/pageSize)}
 }
 
 // get fills dst with the sums of the blocks from block on.
@@ -234,7 +234,7 @@ func (t *sumTable) writeLocked() error {
 		for j := range p.words {
 			binary.LittleEndian.PutUint64(t.buf[j*8:], p.words[j].Load())
 		}
-		if _, err := t.f.WriteAt(t.buf[:], int64(i)*pageSize); err != nil {
+		if err := t.f.write(t.buf[:], int64(i)*pageSize); err != nil {
 			return fmt.Errorf("write checksums: %w", err)
 		}
 		p.dirty = false

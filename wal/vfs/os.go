@@ -212,6 +212,32 @@ func (f *osFile) StartWriteback(off, n int64) {
 	unix.SyncFileRange(f.fd, off, n, unix.SYNC_FILE_RANGE_WRITE) // a hint; a write error shows up at Sync
 }
 
+// CleanStart implements Cleaner.
+func (f *osFile) CleanStart(off, n int64) error {
+	return f.syncRange(off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// CleanWait implements Cleaner. The kernel tells of a write-back error here and then not again at fdatasync.
+func (f *osFile) CleanWait(off, n int64) error {
+	return f.syncRange(off, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+}
+
+func (f *osFile) syncRange(off, n int64, how int) error {
+	if err := f.enter("sync_file_range"); err != nil {
+		return err
+	}
+	defer f.closing.RUnlock()
+	for {
+		switch err := unix.SyncFileRange(f.fd, off, n, how); err {
+		case unix.EINTR:
+		case unix.ENOSYS, unix.EOPNOTSUPP, unix.ESPIPE:
+			return nil // Sync does it all
+		default:
+			return f.wrap("sync_file_range", err)
+		}
+	}
+}
+
 // DropCache implements CacheDropper. Dirty pages stay.
 func (f *osFile) DropCache() {
 	if f.enter("") != nil {

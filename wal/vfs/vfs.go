@@ -54,6 +54,14 @@ type File interface {
 	StartWriteback(off, n int64)
 }
 
+// Cleaner is a File that can write a range's dirty pages to the device and wait until the device has taken them. They
+// are not stable before Sync. CleanStart begins and does not wait; CleanWait waits for what CleanStart began. An error may be
+// reported by either, or by the next Sync, and only once: it counts as one of Sync.
+type Cleaner interface {
+	CleanStart(off, n int64) error
+	CleanWait(off, n int64) error
+}
+
 // CacheDropper is a File that can forget its clean pages in memory, so that what is read next comes from the device.
 // A page whose write-back failed is clean, holds what was written, and is not what is on the disk.
 type CacheDropper interface {
