@@ -85,7 +85,7 @@ func (s *Store) step(idle bool) (bool, error) {
 	if err := s.Err(); err != nil {
 		return false, err
 	}
-	if s.pressure() > 0 {
+	if s.pressure() > 0 && !s.o.broken.has(releaseEarly) {
 		if did, err := s.checkpointIfDue(false); did || err != nil {
 			return did, err
 		}

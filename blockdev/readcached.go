@@ -42,7 +42,7 @@ func (s *Store) ReadCached(block uint64, dst []byte) bool {
 
 // imageCached reads blocks from the image. A block whose sum is 0 is zero, whatever the image holds.
 func (s *Store) imageCached(block uint64, dst []byte) bool {
-	image, ok := s.image.(vfs.CacheReader)
+	image, ok := s.image.File.(vfs.CacheReader)
 	var known [MaxCachedRead / BlockSize]uint32
 	sums := known[:len(dst)/BlockSize]
 	if !ok || !s.sums.cached(block, sums) {
