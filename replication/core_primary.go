@@ -74,6 +74,13 @@ func (c *Core) Targets() []viewsvc.ReplicaID {
 	return ids
 }
 
+// Streams tells whether what comes over a peer's stream counts. It does not once the peer has been forgotten, also if it
+// was taken in again at once: a member that is removed and recruited by the same message.
+func (c *Core) Streams(r viewsvc.ReplicaID, stream uint64) bool {
+	p := c.find(r)
+	return p != nil && p.stream == stream
+}
+
 // Recruits tells which learners the view service wants brought up to date.
 func (c *Core) Recruits(ids []viewsvc.ReplicaID) {
 	if !c.state.Primary() || slices.Equal(ids, c.recruits) {

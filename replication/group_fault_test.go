@@ -397,3 +397,20 @@ func TestLearnerJoinsUnderSteadyLoad(t *testing.T) {
 		})
 	}
 }
+
+// A member that the same message removes and orders to be recruited again: the stream to it is of its former life, and
+// what comes over that would never count.
+func TestMemberRemovedAndRecruitedAtOnceJoinsAgain(t *testing.T) {
+	g := newGroup(t, groupOptions{replicas: 2, size: 1 << 20, logBytes: 16 << 20, segBytes: 4 << 20})
+	primary := g.open(2)
+	g.mu.Lock()
+	peers := []viewsvc.Peer{{Replica: "a", Addr: g.all["a"].addr, Alive: true}, {Replica: "b", Addr: g.all["b"].addr, Alive: true}}
+	member := g.view.Backups[0]
+	g.makeLocked(g.view.Primary, nil, g.view.Tenure)
+	removed := g.view
+	// Before the backup hears of it from anybody else: the stream to it goes on.
+	primary.Orders(viewsvc.VolumeOrders{Volume: g.volume, Replica: primary.ID(), View: removed, Peers: peers,
+		Recruit: []viewsvc.ReplicaID{member}})
+	g.mu.Unlock()
+	g.await("view with both", func(v viewsvc.View) bool { return v.Num > removed.Num && len(v.Members()) == 2 })
+}

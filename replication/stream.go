@@ -58,7 +58,7 @@ func (r *Replica) reconcileStreams() {
 	tenure := r.core.View().Tenure
 	want := r.core.Targets()
 	r.streams = slices.DeleteFunc(r.streams, func(s *stream) bool {
-		stale := s.tenure != tenure || !slices.Contains(want, s.peer)
+		stale := s.tenure != tenure || !slices.Contains(want, s.peer) || s.up && !r.core.Streams(s.peer, s.id)
 		if stale {
 			s.stop()
 		}
