@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
@@ -19,7 +20,7 @@ const blockSize = 4096
 // the image holds there.
 func sameImages(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	must(t, c.AwaitSafe(t.Context()))
+	settled(t, c)
 	must(t, c.StopAll())
 	images, err := c.Images()
 	must(t, err)
@@ -38,6 +39,25 @@ func sameImages(t *testing.T, c *cluster.Cluster) {
 		}
 		checkImage(t, images[node], got)
 	}
+}
+
+// settled waits until every copy knows that everything is committed: a backup hears of the last write's commit a moment
+// after the client, and applies no more than it has heard of.
+func settled(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	must(t, c.AwaitSafe(t.Context()))
+	must(t, cluster.Await(t.Context(), serveLimit, "the same commit point everywhere", func() error {
+		s, _, err := c.Status(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, r := range s.Volumes[0].Replicas {
+			if r.Commit != r.LogEnd || r.Commit != s.Volumes[0].Replicas[0].Commit {
+				return fmt.Errorf("it is %+v", s.Volumes[0].Replicas)
+			}
+		}
+		return nil
+	}))
 }
 
 // sums reads the checksums that belong to an image, one per block.

@@ -83,9 +83,7 @@ func (r *torment) observe(kind stamped.Kind, _ time.Time, _ time.Duration) {
 // goesOn waits until n more writes were acknowledged.
 func (r *torment) goesOn(n int) {
 	r.t.Helper()
-	r.mu.Lock()
-	want := r.writes + n
-	r.mu.Unlock()
+	want := r.acknowledged() + n
 	must(r.t, cluster.Await(r.t.Context(), serveLimit, "more writes", func() error {
 		select {
 		case <-r.done:
@@ -99,6 +97,12 @@ func (r *torment) goesOn(n int) {
 		}
 		return nil
 	}))
+}
+
+func (r *torment) acknowledged() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.writes
 }
 
 // pause is the longest time without an acknowledged write since it was asked last.

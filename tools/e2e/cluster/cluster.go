@@ -31,6 +31,9 @@ type Options struct {
 	NodeArgs []string
 	// GatewayArgs are more arguments for the gateway.
 	GatewayArgs []string
+	// Lab puts each role on the host of its name: v1, n1, n2 …, gateway. Clients reach the gateway over a unix socket,
+	// which namespaces of the network do not hide. nil: all roles on the loopback interface.
+	Lab *Lab
 }
 
 func (o *Options) setDefaults() {
@@ -56,6 +59,7 @@ type Cluster struct {
 
 	Viewd   *Process
 	Gateway *Process
+	more    []*Process // further gateways
 	nodes   map[string]*Process
 	peer    map[string]string // address for other nodes, by node
 	nbd     map[string]string // NBD address, by node
@@ -65,7 +69,7 @@ type Cluster struct {
 // it fails nothing is left running; the logs are in the returned cluster.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	o.setDefaults()
-	ports, err := FreePorts(2 + 2*o.Nodes)
+	place, err := o.placement()
 	if err != nil {
 		return nil, err
 	}
@@ -74,23 +78,63 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster: start: %w", err)
 	}
 	c := &Cluster{
-		o: o, View: ports[0], URI: "nbd://" + ports[1] + "/" + o.Volume,
+		o: o, View: place.view, URI: place.uri,
 		nodes: make(map[string]*Process), nbd: make(map[string]string), peer: make(map[string]string),
 	}
-	c.Viewd = NewProcess("v1", o.Binary, logs, "viewd", "--id", "v1", "--data", c.data("v1"), "--listen", c.View)
-	args := []string{"gateway", "--view", c.View, "--listen", ports[1]}
-	c.Gateway = NewProcess("gateway", o.Binary, logs, append(args, o.GatewayArgs...)...)
+	process := func(role string, args ...string) *Process {
+		line := o.onHost(role, append([]string{o.Binary}, args...)...)
+		return NewProcess(role, line[0], logs, line[1:]...)
+	}
+	c.Viewd = process("v1", "viewd", "--id", "v1", "--data", c.data("v1"), "--listen", c.View)
+	c.Gateway = process("gateway", append([]string{"gateway", "--view", c.View, "--listen", place.gateway}, o.GatewayArgs...)...)
 	for i := range o.Nodes {
-		id := "n" + strconv.Itoa(i+1)
-		c.peer[id], c.nbd[id] = ports[2+2*i], ports[3+2*i]
+		id := nodeID(i)
+		c.peer[id], c.nbd[id] = place.nodes[i][0], place.nodes[i][1]
 		args := []string{"node", "--id", id, "--data", c.data(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", c.View}
-		c.nodes[id] = NewProcess(id, o.Binary, logs, append(args, o.NodeArgs...)...)
+		c.nodes[id] = process(id, append(args, o.NodeArgs...)...)
 	}
 	if err := c.boot(ctx); err != nil {
 		c.KillAll()
 		return c, err
 	}
 	return c, nil
+}
+
+// placement is where everybody listens.
+type placement struct {
+	view, gateway, uri string
+	nodes              [][2]string // for peers, for NBD clients
+}
+
+func (o *Options) placement() (placement, error) {
+	if o.Lab != nil {
+		socket := filepath.Join(o.Dir, "nbd.sock")
+		p := placement{view: o.Lab.IP("v1") + ":7400", gateway: "unix:" + socket, uri: "nbd+unix:///" + o.Volume + "?socket=" + socket}
+		for i := range o.Nodes {
+			ip := o.Lab.IP(nodeID(i))
+			p.nodes = append(p.nodes, [2]string{ip + ":7500", ip + ":10810"})
+		}
+		return p, nil
+	}
+	ports, err := FreePorts(2 + 2*o.Nodes)
+	if err != nil {
+		return placement{}, err
+	}
+	p := placement{view: ports[0], gateway: ports[1], uri: "nbd://" + ports[1] + "/" + o.Volume}
+	for i := range o.Nodes {
+		p.nodes = append(p.nodes, [2]string{ports[2+2*i], ports[3+2*i]})
+	}
+	return p, nil
+}
+
+func nodeID(i int) string { return "n" + strconv.Itoa(i+1) }
+
+// onHost is a command line that runs another on the host of a role.
+func (o *Options) onHost(role string, args ...string) []string {
+	if o.Lab == nil {
+		return args
+	}
+	return o.Lab.wrap(role, args...)
 }
 
 // boot brings up processes that were never started.
@@ -126,6 +170,9 @@ func (c *Cluster) DataDir(role string) string { return c.data(role) }
 // Volume is the volume's name.
 func (c *Cluster) Volume() string { return c.o.Volume }
 
+// Lab is the network that the cluster is on; nil if that is the loopback interface.
+func (c *Cluster) Lab() *Lab { return c.o.Lab }
+
 // Nodes are the nodes' names in order.
 func (c *Cluster) Nodes() []string {
 	var ids []string
@@ -157,7 +204,17 @@ func (c *Cluster) Processes() []*Process {
 	for _, id := range c.Nodes() {
 		all = append(all, c.nodes[id])
 	}
-	return append(all, c.Gateway)
+	return append(append(all, c.Gateway), c.more...)
+}
+
+// AddGateway starts a further gateway, on a host of the lab, and returns the volume's URI at it.
+func (c *Cluster) AddGateway(host string) (*Process, string, error) {
+	name := fmt.Sprintf("gateway%d", 2+len(c.more))
+	socket := filepath.Join(c.o.Dir, name+".sock")
+	line := c.o.onHost(host, c.o.Binary, "gateway", "--view", c.View, "--listen", "unix:"+socket)
+	p := NewProcess(name, line[0], filepath.Join(c.o.Dir, "logs"), line[1:]...)
+	c.more = append(c.more, p)
+	return p, "nbd+unix:///" + c.o.Volume + "?socket=" + socket, p.Start()
 }
 
 // StartAll starts what does not run.
@@ -196,14 +253,15 @@ func (c *Cluster) StopAll() error {
 	return errors.Join(errs...)
 }
 
-// Command runs an operator's command against this cluster.
+// Command runs an operator's command against this cluster, beside the view server.
 func (c *Cluster) Command(ctx context.Context, args ...string) (Result, error) {
-	return Command(ctx, c.o.Binary, append(args, "--view", c.View)...)
+	line := c.o.onHost("v1", append([]string{c.o.Binary}, append(args, "--view", c.View)...)...)
+	return Command(ctx, line[0], line[1:]...)
 }
 
 // Status asks the view server.
 func (c *Cluster) Status(ctx context.Context) (Status, int, error) {
-	return statusOf(ctx, c.o.Binary, c.View)
+	return statusOf(func(args ...string) (Result, error) { return c.Command(ctx, args...) })
 }
 
 // Primary is the node that the present view names.

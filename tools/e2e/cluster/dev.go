@@ -93,7 +93,9 @@ func (d *Dev) findView() (string, error) {
 
 // Status asks dev's view server.
 func (d *Dev) Status(ctx context.Context) (Status, int, error) {
-	return statusOf(ctx, d.o.Binary, d.view)
+	return statusOf(func(args ...string) (Result, error) {
+		return Command(ctx, d.o.Binary, append(args, "--view", d.view)...)
+	})
 }
 
 // Primary is the primary's node and its pid.

@@ -82,8 +82,8 @@ func Command(ctx context.Context, binary string, args ...string) (Result, error)
 }
 
 // statusOf asks a cluster how it is. The exit code is the verdict: 0 safe, 1 degraded, 2 unavailable.
-func statusOf(ctx context.Context, binary, view string) (Status, int, error) {
-	r, err := Command(ctx, binary, "status", "--json", "--view", view)
+func statusOf(command func(args ...string) (Result, error)) (Status, int, error) {
+	r, err := command("status", "--json")
 	if err != nil {
 		return Status{}, 0, err
 	}
