@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
@@ -135,6 +136,7 @@ func (r *Replica) order(a *after) {
 	r.takeBatch(fb)
 	r.mu.Unlock()
 	r.build(fb)
+	time.Sleep(r.store.Delay(fb.builder.Size())) // nothing, while the log has room
 	r.mu.Lock()
 	for i := range fb.batch {
 		fb.batch[i].s.busy--
