@@ -277,6 +277,37 @@ func TestClientPassesOverServersThatCannotLead(t *testing.T) {
 	}
 }
 
+// A server that was given a proposal and did not answer may accept it later. That another one refuses it, after that,
+// settles nothing; if the first one is known not to have taken it, it does.
+func TestRefusalAfterALostAnswerSettlesNothing(t *testing.T) {
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		status, body := encodeError(ruleErrorf("V3", "nobody is added"))
+		writeJSON(w, status, body)
+	}))
+	defer refuses.Close()
+	swallows := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer swallows.Close()
+	follows := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusMisdirectedRequest, errorBody{Code: codeNotLeader, Message: "not I"})
+	}))
+	defer follows.Close()
+	gone := reserve(t, 1)[0]
+	gone.Close()
+	for name, c := range map[string]struct {
+		first   string
+		settles bool
+	}{
+		"it took the request":    {swallows.Listener.Addr().String(), false},
+		"it does not lead":       {follows.Listener.Addr().String(), true},
+		"it could not be dialed": {gone.Addr().String(), true},
+	} {
+		_, err := newClient(t, c.first, refuses.Listener.Addr().String()).Propose(t.Context(), Proposal{Kind: KindAdd})
+		if _, refused := errors.AsType[*RuleError](err); refused != c.settles || err == nil {
+			t.Errorf("%s: refusal of the second server settles: %v; %v", name, refused, err)
+		}
+	}
+}
+
 func TestClientLeavesAServerThatHangs(t *testing.T) {
 	s := startServer(t, ServerOptions{})
 	hung := reserve(t, 1)[0] // accepts, and never answers: a stopped process

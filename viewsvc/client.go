@@ -2,6 +2,7 @@ package viewsvc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -112,11 +113,18 @@ func (c *Client) Ping(ctx context.Context, req PingRequest) (PingReply, error) {
 }
 
 // Propose asks for a view change and returns the new view. The error is a *ConflictError with the current
-// view when the proposal expected another, a *RuleError when it may never be accepted. After any other error
-// it is unknown whether the view was made: ask again, or wait for the next ping's reply.
+// view when the proposal expected another, a *RuleError when it is refused and no server that was asked before can
+// accept it any more. After any other error it is unknown whether the view was made: ask again, or wait for the next
+// ping's reply.
 func (c *Client) Propose(ctx context.Context, p Proposal) (View, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.CallTimeout)
+	defer cancel()
 	var v View
-	if err := c.call(ctx, http.MethodPost, "/v1/propose", p, &v); err != nil {
+	before, err := c.doTold(ctx, c.calls, call{method: http.MethodPost, path: "/v1/propose", in: p, out: &v, patience: answerTimeout})
+	if rule, refused := errors.AsType[*RuleError](err); refused && before {
+		return View{}, fmt.Errorf("propose %s: %w: refused (%v), but a view server that was asked before may accept it yet", p.Kind, ErrTryAgain, rule)
+	}
+	if err != nil {
 		return View{}, fmt.Errorf("propose %s: %w", p.Kind, err)
 	}
 	return v, nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"time"
 )
@@ -23,31 +24,38 @@ type call struct {
 
 // do finds the leader and gives it the request, in rounds over all servers, until ctx ends.
 func (c *Client) do(ctx context.Context, hc *http.Client, req call) error {
+	_, err := c.doTold(ctx, hc, req)
+	return err
+}
+
+// doTold also tells whether some server may have been given the request before the one whose answer this is: that one
+// may carry it out yet.
+func (c *Client) doTold(ctx context.Context, hc *http.Client, req call) (before bool, err error) {
 	var body []byte
 	if req.in != nil {
 		var err error
 		if body, err = json.Marshal(req.in); err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
+			return false, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
 	backoff := backoffMin
 	for {
-		last := c.round(ctx, hc, req, body)
+		last := c.round(ctx, hc, req, body, &before)
 		if _, again := errors.AsType[*tryNextError](last); !again {
-			return last
+			return before, last
 		}
 		// Full jitter: servers that come back are not met by all clients in the same millisecond.
 		select {
 		case <-time.After(rand.N(backoff) + time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), last)
+			return before, fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), last)
 		}
 		backoff = min(2*backoff, backoffMax)
 	}
 }
 
 // round asks the one who led last, then everybody, and follows hints. A *tryNextError means that nobody led.
-func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte) error {
+func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte, before *bool) error {
 	c.mu.Lock()
 	leader := c.leader
 	c.mu.Unlock()
@@ -70,6 +78,7 @@ func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []by
 			c.remember(server)
 			return err
 		}
+		*before = *before || next.given
 		if next.leader != "" && next.leader != server && hops < maxLeaderHops {
 			hops++
 			queue = append([]string{next.leader}, queue...)
@@ -93,6 +102,7 @@ func (c *Client) remember(leader string) {
 type tryNextError struct {
 	err    error
 	leader string
+	given  bool // all the same it may have the request, and decide it yet
 }
 
 func (e *tryNextError) Error() string { return e.err.Error() }
@@ -109,12 +119,13 @@ func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req ca
 	hr.Header.Set("Content-Type", "application/json")
 	resp, err := hc.Do(hr)
 	if err != nil {
-		return &tryNextError{err: fmt.Errorf("view server %s: %w", server, err)}
+		op, dialing := errors.AsType[*net.OpError](err)
+		return &tryNextError{err: fmt.Errorf("view server %s: %w", server, err), given: !dialing || op.Op != "dial"}
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
 	if err != nil || len(data) > maxReplyBytes {
-		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off or larger than %d bytes: %w", server, maxReplyBytes, err)}
+		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off or larger than %d bytes: %w", server, maxReplyBytes, err), given: true}
 	}
 	if resp.StatusCode == http.StatusOK {
 		if req.out == nil {
@@ -127,11 +138,11 @@ func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req ca
 	}
 	var e errorBody
 	if err := json.Unmarshal(data, &e); err != nil || e.Code == "" {
-		return &tryNextError{err: fmt.Errorf("%s is no view server: HTTP status %s", server, resp.Status)}
+		return &tryNextError{err: fmt.Errorf("%s is no view server: HTTP status %s", server, resp.Status), given: true}
 	}
 	err = decodeError(e)
 	if e.Code == codeNotLeader || errors.Is(err, ErrNoLeader) {
-		return &tryNextError{err: fmt.Errorf("view server %s: %s", server, e.Message), leader: e.Leader}
+		return &tryNextError{err: fmt.Errorf("view server %s: %s", server, e.Message), leader: e.Leader, given: e.Code != codeNotLeader}
 	}
 	return err
 }
