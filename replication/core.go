@@ -3,6 +3,7 @@ package replication
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"lockstep/viewsvc"
 	"lockstep/wal"
@@ -81,10 +82,11 @@ const (
 	EffectCommit                            // everything up to LSN is committed
 	EffectStable                            // everything up to LSN is stable on all of R
 	EffectServe                             // clients may attach
-	EffectConfirm                           // ask every other replica of R to confirm Nonce
+	EffectConfirm                           // ask every peer to confirm Nonce, and for a grant, if its length is not 0
 	EffectReads                             // reads with a ticket up to Nonce may be answered
 	EffectSync                              // what is written must be synced for commit to go on
 	EffectPropose                           // ask the view service; answer with Observe, ProposalLost or ProposalRefused
+	EffectWake                              // call Wake at the instant Until
 )
 
 // Effect is one thing for the driver to do.
@@ -92,6 +94,8 @@ type Effect struct {
 	Kind     EffectKind
 	LSN      wal.LSN
 	Nonce    uint64
+	Until    Instant // of EffectWake; of EffectConfirm: until when the grant is relied on, for the peer to repeat
+	Grant    time.Duration
 	View     viewsvc.View
 	Proposal *viewsvc.Proposal
 }
@@ -100,6 +104,7 @@ type Effect struct {
 type Config struct {
 	Self   viewsvc.ReplicaID
 	Volume viewsvc.VolumeID
+	Leases bool // the clock can be trusted with grants, given and taken
 }
 
 // Start is what a replica finds on its disk.
@@ -108,6 +113,7 @@ type Start struct {
 	End     wal.LSN      // end of the log; all of it is durable after opening
 	Commit  wal.LSN
 	Suspect bool // may lack acknowledged writes: an open in sync mode flush after a machine crash
+	Now     Instant
 }
 
 // Core decides for one replica. Its methods are events; each may add effects, which the driver takes with Effects
@@ -119,6 +125,10 @@ type Core struct {
 	sync    viewsvc.SyncMode
 	suspect bool
 
+	now    Instant // newest reading that the driver told
+	given  given   // as a peer
+	wakeAt Instant // newest EffectWake
+
 	// Own log. Invariant: commit ≤ written, durable ≤ written.
 	written, durable, commit, stable wal.LSN
 
@@ -127,6 +137,7 @@ type Core struct {
 	recruits  []viewsvc.ReplicaID
 	openAt    wal.LSN // LSN of this tenure's VIEW record; 0 until it is appended
 	nonce     uint64
+	lease     lease
 	readsDone uint64            // largest nonce for which EffectReads was given
 	readsWait bool              // reads hold the ticket nonce+1, which is asked for when the present one is answered
 	joining   viewsvc.ReplicaID // a learner in R that is to be proposed when it has what is committed
@@ -143,7 +154,11 @@ type Core struct {
 // NewCore makes the core of a replica that was just opened.
 func NewCore(cfg Config, s Start) *Core {
 	c := &Core{cfg: cfg, view: s.View, suspect: s.Suspect, sync: viewsvc.SyncAlways,
-		written: s.End, durable: s.End, commit: s.Commit, stable: s.Commit}
+		written: s.End, durable: s.End, commit: s.Commit, stable: s.Commit, now: s.Now}
+	if s.View.Num > 0 {
+		// What the process before this one granted, and to whom, is not known. One that never had a view granted nothing.
+		c.given.until = s.Now.add(grantMax)
+	}
 	switch {
 	case s.View.Primary == cfg.Self:
 		c.state = StateRecovering
@@ -213,7 +228,7 @@ func (c *Core) adopt(v viewsvc.View) {
 	goesOn := inOffice && v.Primary == c.cfg.Self && v.Tenure == old.Tenure
 	c.view = v
 	c.emit(Effect{Kind: EffectSaveView, View: v})
-	c.proposal, c.asked, c.successor, c.joining = nil, false, "", ""
+	c.settled()
 
 	if goesOn {
 		for _, p := range c.peers {
@@ -227,14 +242,14 @@ func (c *Core) adopt(v viewsvc.View) {
 		if len(v.Backups) == 0 && c.durable < c.written {
 			c.emit(Effect{Kind: EffectSync})
 		}
-		c.advance()
+		c.progress()
 		c.askReads()
 		return
 	}
 	if inOffice {
 		c.emit(Effect{Kind: EffectStepDown})
 	}
-	c.peers, c.recruits, c.openAt = nil, nil, 0
+	c.peers, c.recruits, c.openAt, c.lease = nil, nil, 0, lease{}
 	switch {
 	case v.Primary == c.cfg.Self:
 		if v.Tenure != v.Num {

@@ -19,8 +19,9 @@ type peer struct {
 
 	// Invariant: the peer's log equals ours up to written, and is on its stable storage up to durable.
 	written, durable wal.LSN
-	confirmed        uint64 // largest nonce that it echoed in our present view
-	copied           bool   // a learner that needs no more regions
+	confirmed        uint64  // largest nonce that it echoed in our present view
+	copied           bool    // a learner that needs no more regions
+	lease            Instant // it opens no tenure of its own before; own clock
 }
 
 // require makes R from the view. Invariant (I8): R has every member of any view that the service may hold for this
@@ -100,21 +101,21 @@ func (c *Core) Recruits(ids []viewsvc.ReplicaID) {
 func (c *Core) TenureBegun(tenure viewsvc.ViewNum, at wal.LSN) {
 	if c.state == StateOpening && c.view.Tenure == tenure {
 		c.openAt = at
-		c.advance()
+		c.progress()
 	}
 }
 
 // Appended tells that the own log was written up to l.
 func (c *Core) Appended(l wal.LSN) {
 	c.written = max(c.written, l)
-	c.advance()
+	c.progress()
 }
 
 // Durable tells that the own log is on stable storage up to l.
 func (c *Core) Durable(l wal.LSN) {
 	c.written = max(c.written, l)
 	c.durable = max(c.durable, l)
-	c.advance()
+	c.progress()
 }
 
 // PeerUp tells that a stream to a peer is open. Nothing is known of its log before its first Ack.
@@ -153,6 +154,8 @@ type Ack struct {
 	View, Tenure     viewsvc.ViewNum // the peer's when it answered
 	Written, Durable wal.LSN
 	Nonce            uint64
+	Lease            Instant // what came with the newest request for a grant that it granted; 0: none
+	At               Instant // when the Ack arrived
 }
 
 // Acked takes an Ack. It counts if it came over the peer's present stream, which never outlives the tenure that opened
@@ -166,11 +169,16 @@ func (c *Core) Acked(a Ack) error {
 	if a.Tenure != c.view.Tenure {
 		return nil // it knows more than we do; its Stale, or the view service, will tell us
 	}
-	if a.Written < p.written || a.Durable < p.durable || a.Durable > a.Written || a.Nonce > c.nonce {
-		return fmt.Errorf("replication: impossible ack of %s: written %d, durable %d, nonce %d after %d, %d, %d",
-			p.id, a.Written, a.Durable, a.Nonce, p.written, p.durable, c.nonce)
+	if a.Written < p.written || a.Durable < p.durable || a.Durable > a.Written || a.Nonce > c.nonce || a.Lease > c.lease.latest {
+		return fmt.Errorf("replication: impossible ack of %s: written %d, durable %d, nonce %d, lease %d after %d, %d, %d, %d",
+			p.id, a.Written, a.Durable, a.Nonce, a.Lease, p.written, p.durable, c.nonce, c.lease.latest)
 	}
+	c.pass(a.At)
 	p.silent, p.refused = 0, false
+	if a.From == c.given.to {
+		c.given = given{} // it answers in this tenure: it has left the one in which it relied on the grant
+	}
+	c.granted(p, a.Lease)
 	p.written, p.durable = max(p.written, a.Durable), a.Durable
 	if a.View == c.view.Num {
 		p.written = a.Written
@@ -178,10 +186,20 @@ func (c *Core) Acked(a Ack) error {
 	if a.View == c.view.Num && a.Nonce > p.confirmed {
 		p.confirmed = a.Nonce
 	}
+	c.progress()
+	return nil
+}
+
+// progress does what has become possible. Every event that moves a log, R or the time ends with it.
+func (c *Core) progress() {
+	if !c.state.Primary() {
+		return
+	}
 	c.advance()
+	c.open()
 	c.answerReads()
 	c.proposeJoining()
-	return nil
+	c.handOver()
 }
 
 // advance moves the commit point: the minimum over R of what counts.
@@ -212,15 +230,20 @@ func (c *Core) advance() {
 		c.stable = stable
 		c.emit(Effect{Kind: EffectStable, LSN: stable})
 	}
-	if c.state == StateOpening && c.openAt != 0 && c.commit >= c.openAt {
-		if c.suspect {
-			c.setState(StateHeld)
-			return
-		}
-		c.setState(StateOpen)
-		c.emit(Effect{Kind: EffectServe})
+}
+
+// open begins to serve when all of R has the VIEW record and no other primary can be serving under this replica's
+// promise (I9).
+func (c *Core) open() {
+	if c.state != StateOpening || c.openAt == 0 || c.commit < c.openAt || c.promised() {
+		return
 	}
-	c.handOver()
+	if c.suspect {
+		c.setState(StateHeld)
+		return
+	}
+	c.setState(StateOpen)
+	c.emit(Effect{Kind: EffectServe})
 }
 
 // Required tells whether a replica is in R.
@@ -240,9 +263,16 @@ func (c *Core) alone() bool {
 }
 
 // ReadTicket is called for reads that were just taken from a client. They may be answered when a ticket up to it was
-// given in EffectReads, or at once if now is true.
-func (c *Core) ReadTicket() (ticket uint64, now bool) {
+// given in EffectReads, or at once if ok is true. at is read after the last of them came: a lease that ran at that
+// moment is good for an answer at any later one, however long the process sleeps in between, for the answer is what was
+// committed at a moment between question and answer.
+func (c *Core) ReadTicket(at Instant) (ticket uint64, ok bool) {
+	c.pass(at)
 	if c.alone() {
+		return c.nonce, true
+	}
+	if at != 0 && c.state == StateOpen && at < c.leased() {
+		c.renew()
 		return c.nonce, true
 	}
 	if c.readsDone < c.nonce {
@@ -258,13 +288,13 @@ func (c *Core) ReadTicket() (ticket uint64, now bool) {
 func (c *Core) askNext() {
 	c.nonce++
 	c.readsWait = false
-	c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+	c.question(true)
 }
 
 // askReads asks again for confirmations that a view change or a new stream has made void.
 func (c *Core) askReads() {
 	if c.readsDone < c.nonce {
-		c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+		c.question(true)
 		c.answerReads()
 	}
 }
@@ -291,7 +321,8 @@ func (c *Core) answerReads() {
 
 // Tick is the passing of 1/TicksPerSecond s. A primary that was paused sees one tick, not many: it has to be
 // awake for as long as it gives a peer to answer.
-func (c *Core) Tick() {
+func (c *Core) Tick(now Instant) {
+	c.pass(now)
 	if !c.state.Primary() {
 		return
 	}
@@ -300,7 +331,7 @@ func (c *Core) Tick() {
 		p.silent++
 	}
 	if c.ticks%heartbeatTicks == 0 {
-		c.emit(Effect{Kind: EffectConfirm, Nonce: c.nonce})
+		c.question(false)
 	}
 	if c.proposal != nil {
 		if c.retryIn--; !c.asked && c.retryIn <= 0 {

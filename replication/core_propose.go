@@ -65,8 +65,7 @@ func (c *Core) leaveR() {
 	p.required, c.joining = false, ""
 	c.dropPeers()
 	c.emit(Effect{Kind: EffectTargets})
-	c.advance()
-	c.answerReads()
+	c.progress()
 }
 
 // Handover begins to hand the volume over to a member: the driver orders nothing more (Draining), and when the
@@ -80,7 +79,7 @@ func (c *Core) Handover(to viewsvc.ReplicaID) error {
 	}
 	if c.successor == "" && c.proposal == nil {
 		c.successor = to
-		c.handOver()
+		c.progress()
 	}
 	return nil
 }
@@ -88,8 +87,13 @@ func (c *Core) Handover(to viewsvc.ReplicaID) error {
 // CancelHandover goes on serving, unless the view service may already have been asked.
 func (c *Core) CancelHandover() {
 	if c.proposal == nil {
-		c.successor = ""
+		c.successor, c.lease.back = "", 0
 	}
+}
+
+// settled forgets what was asked for: a newer view or a refusal has answered it.
+func (c *Core) settled() {
+	c.proposal, c.asked, c.successor, c.joining, c.lease.back = nil, false, "", "", 0
 }
 
 func (c *Core) handOver() {
@@ -97,7 +101,7 @@ func (c *Core) handOver() {
 		return
 	}
 	p := c.find(c.successor)
-	if p == nil || !p.up || p.durable < c.written {
+	if p == nil || !p.up || p.durable < c.written || !c.returnLease(p) {
 		return
 	}
 	others := []viewsvc.ReplicaID{c.cfg.Self}
@@ -138,10 +142,9 @@ func (c *Core) ProposalRefused(p *viewsvc.Proposal) {
 	case c.tries > 1:
 		c.asked = false
 	default:
-		c.proposal, c.asked, c.successor, c.joining = nil, false, "", ""
+		c.settled()
 		c.require()
 		c.emit(Effect{Kind: EffectTargets})
-		c.advance()
-		c.answerReads()
+		c.progress()
 	}
 }

@@ -41,11 +41,12 @@
 //	Region    primary  1 MiB of the disk as of an LSN
 //	CopyDone  primary  all regions were sent                       Ack (copied)
 //	Append    primary  commit LSN and one frame                    Ack
-//	Confirm   primary  commit LSN, nonce; may ask for a sync       Ack with the nonce
+//	Confirm   primary  commit LSN, nonce; may ask for a sync or a  Ack with the nonce, and what was granted
+//	                   grant, or return all grants
 //	View      primary  the next view of the same tenure
 //	Fetch     primary  a block's number, on a connection of its own  Block
 //	Block     backup   its content as of an LSN
-//	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce
+//	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant
 //
 // # Steps
 //
@@ -54,11 +55,11 @@
 //     R of what is durable (sync mode always) or written (mode flush, while R has two or more). Whoever moves commit
 //     makes the records visible and completes the requests.
 //  2. Read. Answered from committed data when, after the request was taken from the client, every other member of R has
-//     confirmed the primary's present view. With R = {self} nothing needs to be asked: no other replica can be
-//     primary before this one proposes it.
+//     confirmed the primary's present view; or at once if after that moment the lease still runs (Leases, below).
+//     With R = {self} nothing needs to be asked: no other replica can be primary before this one proposes it.
 //  3. View change. A replica stores a view (fsync) before it acts in it (I1). A replica that finds itself the primary
-//     of a new tenure appends a VIEW record after its whole log and opens when all of R has it. The others cut what
-//     is not in the primary's log when its stream reaches them.
+//     of a new tenure appends a VIEW record after its whole log and opens when all of R has it and its own promise to
+//     another primary is over. The others cut what is not in the primary's log when its stream reaches them.
 //  4. Recruit. The last common (epoch, LSN) is found from the two epoch indexes. If the primary's log reaches back to
 //     it, the log is shipped from there. Else the learner's log begins anew at the primary's commit point and every
 //     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
@@ -72,7 +73,32 @@
 //  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
 //     primary refuses everybody else, and ends sessions that a claim has ended. It serves clients only after orders of
 //     its own tenure, which have every claim that was made before.
-//  8. Handover. The primary takes no new requests, waits until the successor has everything, and proposes it.
+//  8. Handover. The primary takes no new writes, waits until the successor has everything, returns its grants, and when
+//     the successor has heard of that proposes it. No timeout is involved.
+//
+// # Leases
+//
+// A Confirm on behalf of reads also asks for a grant of G: the peer promises not to open a tenure of its own (Opening →
+// Open) for G from the moment when it took the request from its stream. The primary relies on a grant for
+// L = 0.9 G − 20 ms from the moment when it asked, and holds a lease while it relies on a grant of every other member of
+// R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs nobody else is open, and
+// what this replica has committed is everything that was acknowledged.
+//
+//   - G is between 100 and 300 ms: three times the slowest recent round trip. It is in each request, and a peer refuses
+//     to promise more. After a restart a replica waits 300 ms before it opens: it does not know what it promised.
+//   - A promise ends early when the primary returns it (handover), or answers in the new primary's tenure: then it has
+//     left the one in which it relied on it. Otherwise only its time ends it. A connection that breaks, or a
+//     port that refuses connections, proves nothing: a firewall can do either to a primary that goes on serving.
+//   - Only reads ask: the first one, and the first after each sixth of G. A volume that is not read gives no promises and
+//     fails over as fast as without leases; one that is read waits up to G (100 ms where answers come in 33 ms) longer.
+//     A lapsed lease costs a confirmation, never an error.
+//   - Time is CLOCK_BOOTTIME, which goes on while a machine sleeps, and is given to Core with its events. Where it is not
+//     made from a counter in the processor (tsc, the ARM counter) a node neither asks nor promises, and every read
+//     is confirmed; so also with --reads confirm, which is for machines whose clock can be stopped from outside: a
+//     virtual machine that is migrated, or goes on from a snapshot, while it runs.
+//   - The clock is read after the request was taken from the client, and that once is enough. A lease that runs then
+//     makes the answer right as of then, and what is committed here later is history, too; so it is the value of some
+//     moment between request and answer, also if the process is stopped for a minute in between.
 //
 // # Invariants
 //
@@ -86,15 +112,14 @@
 //	I6  applied ≤ commit.                                                             blockdev.Store
 //	I7  An open primary's log has every acknowledged write.                           follows from I2, I8
 //	I8  R ⊇ members of any view that the service may hold for this tenure.            Core.require
-//	I9  At most one replica can commit or answer reads.                               follows from 2, 3, I8
+//	I9  At most one replica can commit or answer reads.                               Core.open, Core.ReadTicket; the random walks
 //	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.propose
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
 //	I12 Members are byte-equal once everything is applied.                            end-to-end tests
 //
 // # Limits
 //
-// Reads are confirmed by the backups, one small message per burst; there are no leases yet, so a read beside heavy
-// writes may wait for the backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
+// Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
 // several clients that write the same block at the same time this can apply it a second time, after another client's
 // later write. A backup whose log is much smaller than the primary's can fill up with records whose commit it has not
 // heard of. A replica that was forced out of the history (by an operator's promotion) has to be formatted anew.

@@ -3,6 +3,7 @@ package replication
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
@@ -66,13 +67,15 @@ func (r *Replica) settle(a *after) {
 			r.work.Broadcast()
 			r.idle.Broadcast() // to clients that wait in Attach
 		case EffectConfirm:
-			r.confirm(a, e.Nonce)
+			r.ask(a, msg{Nonce: e.Nonce, Lease: uint64(e.Until), B: uint64(e.Grant)})
 		case EffectReads:
 			r.popReads(e.Nonce)
 		case EffectSync:
 			a.sync = true
 		case EffectPropose:
 			r.start(func() { r.propose(e.Proposal) })
+		case EffectWake:
+			r.start(func() { r.wakeAt(e.Until) })
 		}
 	}
 }
@@ -142,6 +145,18 @@ func (r *Replica) encodeHard() ([]byte, error) {
 		return nil, fmt.Errorf("replication: save protocol state: %w", err)
 	}
 	return b, nil
+}
+
+// wakeAt tells the core when a moment has come. It ends by then, or with Close.
+func (r *Replica) wakeAt(at Instant) {
+	for r.ctx.Err() == nil {
+		now := r.opts.Clock()
+		if now >= at {
+			r.do(func(c *Core) { c.Wake(now) })
+			return
+		}
+		sleep(r.ctx, r.rt, time.Duration(at-now))
+	}
 }
 
 // poison ends the replica's part in the volume after a storage error.

@@ -41,7 +41,8 @@ type follower struct {
 
 	answer sync.Locker // held over writing to conn; taken before Replica.mu
 	nonce  uint64      // newest seen, guarded by answer
-	fresh  bool        // it was not answered yet, guarded by answer
+	lease  uint64      // of the newest request that was granted, guarded by answer
+	fresh  bool        // they were not answered yet, guarded by answer
 	head   [headerSize]byte
 }
 
@@ -273,7 +274,7 @@ func (f *follower) ackLocked(flags uint8) error {
 	r.mu.Lock()
 	v := r.core.View()
 	m := msg{Type: msgAck, Flags: flags, View: v.Num, A: uint64(r.core.written), B: uint64(r.core.durable),
-		Commit: wal.LSN(v.Tenure), Nonce: f.nonce}
+		Commit: wal.LSN(v.Tenure), Nonce: f.nonce, Lease: f.lease}
 	r.mu.Unlock()
 	f.fresh = false
 	m.put(f.head[:])

@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"lockstep/viewsvc"
 	"lockstep/wal"
@@ -27,15 +28,30 @@ func (f *follower) handle(m msg, body []byte) error {
 		return f.onAppend(m, body)
 	case msgConfirm:
 		f.follow(m.Commit)
+		granted := f.grant(m)
 		f.answer.Lock()
-		f.fresh = f.fresh || m.Nonce > f.nonce
+		f.fresh = f.fresh || m.Nonce > f.nonce || granted
 		f.nonce = max(f.nonce, m.Nonce)
+		if granted {
+			f.lease = m.Lease
+		}
 		f.answer.Unlock()
 		f.dirty = f.dirty || m.Flags&flagSync != 0
 		f.sound = m.Flags&flagSound != 0
 		return nil
 	}
 	return nil
+}
+
+// grant gives what a Confirm asks for, and takes back what it returns.
+func (f *follower) grant(m msg) bool {
+	r := f.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.Flags&flagReturn != 0 {
+		r.core.GrantReturned(f.from, m.View)
+	}
+	return m.Lease != 0 && r.core.Grant(f.from, m.View, time.Duration(m.B), r.opts.Clock())
 }
 
 // storage looks at the result of an operation of the store. One that failed for good poisons the replica; what the

@@ -92,7 +92,7 @@ func (g *group) start(id viewsvc.ReplicaID) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: g.volume, Propose: g.propose,
+	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: g.volume, Propose: g.propose, Leases: true,
 		OnEvent: func(e Event) {
 			if e.Kind == EventPoisoned || testing.Verbose() {
 				g.t.Logf("%s: %s %s peer %s view %d %s %v", e.Replica, e.Kind, e.State, e.Peer, e.View, e.Text, e.Err)

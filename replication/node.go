@@ -33,6 +33,7 @@ type NodeOptions struct {
 	NBD      string   // host:port for gateways and direct clients
 	View     []string // host:port of the view servers
 	LogBytes int64    // size of each new replica's log; 0 means DefaultLogBytes
+	Reads    ReadMode // "" means ReadAuto
 
 	FS      vfs.FS // nil means the operating system's
 	OnEvent func(Event)
@@ -51,7 +52,12 @@ func (o *NodeOptions) Validate() error {
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
 	}
+	if o.Reads == "" {
+		o.Reads = ReadAuto
+	}
 	switch {
+	case o.Reads != ReadAuto && o.Reads != ReadConfirm:
+		return fmt.Errorf("node: read mode %q: use %s or %s", o.Reads, ReadAuto, ReadConfirm)
 	case o.ID == "":
 		return errors.New("node: it needs an id")
 	case o.Dir == "":
@@ -238,7 +244,8 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 		st.Close()
 		return fmt.Errorf("the replica belongs to cluster %s, this node to %q: it was copied here from elsewhere; move it away", c, n.home.cluster())
 	}
-	r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: n.home.cluster(), Volume: v, Propose: n.view.Propose, OnEvent: n.opts.OnEvent})
+	r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: n.home.cluster(), Volume: v, Propose: n.view.Propose,
+		Leases: n.opts.Reads == ReadAuto && hardwareClock(), OnEvent: n.opts.OnEvent})
 	if err != nil {
 		st.Close()
 		return err

@@ -18,14 +18,17 @@ type readReq struct {
 	ticket uint64
 }
 
-// confirm asks the peers whose word is needed to confirm the present view, with mu held. It is also the heartbeat.
-func (r *Replica) confirm(a *after, nonce uint64) {
-	m := msg{Type: msgConfirm, View: r.core.View().Num, Commit: r.core.Commit(), Nonce: nonce}
+// ask sends every peer a Confirm, with mu held. It is also the heartbeat.
+func (r *Replica) ask(a *after, m msg) {
+	m.Type, m.View, m.Commit = msgConfirm, r.core.View().Num, r.core.Commit()
 	if r.askSync || r.core.Joining() {
 		m.Flags |= flagSync
 	}
 	if !r.core.Suspect() {
 		m.Flags |= flagSound
+	}
+	if r.core.LeaseReturned() {
+		m.Flags |= flagReturn
 	}
 	for _, s := range r.streams {
 		if s.up {

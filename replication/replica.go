@@ -24,6 +24,10 @@ type ReplicaOptions struct {
 	Propose func(context.Context, viewsvc.Proposal) (viewsvc.View, error)
 	// Dial reaches another node; nil means TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Leases lets reads be answered under grants of the backups, and grants be given: Clock can be trusted.
+	Leases bool
+	// Clock is read where the core wants the time; nil means CLOCK_BOOTTIME, or the Runtime's time if there is one.
+	Clock func() Instant
 	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
 	OnEvent func(Event)
 	// Runtime is what the replica's goroutines run in; nil means Go's own.
@@ -127,12 +131,18 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 	}
 	if o.Runtime == nil {
 		o.Runtime = goRuntime{}
+		if o.Clock == nil {
+			o.Clock = bootTime
+		}
 	}
 	rt := o.Runtime
+	if o.Clock == nil {
+		o.Clock = func() Instant { return Instant(rt.Now().UnixNano()) }
+	}
 	m := o.Store.Marks()
 	r := &Replica{opts: o, store: o.Store, rt: rt, id: viewsvc.ReplicaID(id.Replica), hard: hard, end: m.End,
-		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID},
-			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect}),
+		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID, Leases: o.Leases},
+			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect, Now: o.Clock()}),
 		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),
 		sessions: map[*session]struct{}{}, named: map[string]*session{},
 		peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
@@ -234,7 +244,7 @@ func (r *Replica) tickLoop() {
 		if err := r.store.Err(); err != nil {
 			r.fail(err)
 		}
-		r.do(func(c *Core) { c.Tick() })
+		r.do(func(c *Core) { c.Tick(r.opts.Clock()) })
 	}
 }
 

@@ -206,7 +206,7 @@ func (r *Replica) popStable(a *after) {
 func (r *Replica) wantSync(a *after) {
 	r.askSync = true
 	a.sync = true
-	r.confirm(a, r.core.nonce)
+	r.ask(a, msg{Nonce: r.core.nonce})
 }
 
 // shift drops the first n elements in place, so that the list's memory is reused.
@@ -260,7 +260,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 	var ticket uint64
 	var readNow bool
 	if reads {
-		ticket, readNow = r.core.ReadTicket()
+		ticket, readNow = r.core.ReadTicket(r.opts.Clock())
 	}
 	for _, q := range burst {
 		if len(skip) > 0 && skip[0] == q {

@@ -282,8 +282,13 @@ func (s *stream) readAcks(rd *reader, id uint64) error {
 		if rd.buffered() && m.Flags&flagCopied == 0 {
 			continue
 		}
+		at := Instant(0)
+		if m.Lease != 0 {
+			at = r.opts.Clock()
+		}
 		r.mu.Lock()
-		err = r.core.Acked(Ack{From: s.peer, Stream: id, View: m.View, Tenure: viewsvc.ViewNum(m.Commit), Written: wal.LSN(m.A), Durable: wal.LSN(m.B), Nonce: m.Nonce})
+		err = r.core.Acked(Ack{From: s.peer, Stream: id, View: m.View, Tenure: viewsvc.ViewNum(m.Commit), Written: wal.LSN(m.A), Durable: wal.LSN(m.B), Nonce: m.Nonce,
+			Lease: Instant(m.Lease), At: at})
 		if m.Flags&flagCopied != 0 {
 			r.core.Copied(s.peer, id)
 			r.event(&a, Event{Kind: EventCaughtUp, Peer: s.peer})

@@ -99,13 +99,31 @@ func (r *wReplica) read() {
 	}
 	q := wRead{need: r.w.acked}
 	var now bool
-	q.ticket, now = r.core.ReadTicket()
+	at := r.time()
+	if r.w.mutant == "cachedtime" && r.lastRead != 0 {
+		at = r.lastRead
+	}
+	r.lastRead = at
+	q.ticket, now = r.core.ReadTicket(at)
+	if now && !r.core.alone() {
+		r.checkAlone()
+	}
 	if now || r.w.mutant == "localread" {
 		r.answer(q)
 	} else {
 		r.reads = append(r.reads, q)
 	}
 	r.settle()
+}
+
+// checkAlone asserts I9 for a primary that has a lease.
+func (r *wReplica) checkAlone() {
+	r.w.nLeased++
+	for _, q := range r.w.rs {
+		if q != r && q.up && q.core.State() == StateOpen && q.core.View().Tenure > r.core.View().Tenure {
+			r.w.fail("I9 %s answers a read under a lease, %s is open in view %d", walkIDs[r.i], walkIDs[q.i], q.core.View().Num)
+		}
+	}
 }
 
 func (r *wReplica) answerReads(nonce uint64) {

@@ -151,11 +151,12 @@ func (r *wReplica) handle(f *wFollow) {
 		}
 		r.log = append(r.log, m.entry)
 		r.core.Appended(wal.LSN(len(r.log)))
-		f.dirty = f.dirty || w.mode == walkAlways || m.entry.val == 0
+		f.dirty = f.dirty || w.always() || m.entry.val == 0
 	case msgConfirm:
 		r.follows(f, m)
 		f.fresh = f.fresh || m.nonce > f.nonce
 		f.nonce = max(f.nonce, m.nonce)
+		r.grant(f, m)
 		f.dirty = f.dirty || m.sync
 		f.sound = m.sound
 	}
@@ -165,7 +166,21 @@ func (r *wReplica) handle(f *wFollow) {
 func (r *wReplica) chained(f *wFollow, m wMsg) bool {
 	p := r.w.rs[f.conn.from]
 	n := m.a - 1
-	return len(p.log) < n || r.w.mode != walkAlways && !p.up || slices.Equal(p.log[:n], r.log[:n]) || !p.up || p.core.View().Tenure != m.view.Tenure
+	return len(p.log) < n || !r.w.always() && !p.up || slices.Equal(p.log[:n], r.log[:n]) || !p.up || p.core.View().Tenure != m.view.Tenure
+}
+
+// grant is follower.grant.
+func (r *wReplica) grant(f *wFollow, m wMsg) {
+	from := walkIDs[f.conn.from]
+	if m.returned {
+		r.core.GrantReturned(from, m.view.Num)
+	}
+	if m.lease != 0 && r.core.Grant(from, m.view.Num, m.grant, r.time()) {
+		f.lease, f.fresh = m.lease, true
+	}
+	if r.w.mutant == "nograntwait" {
+		r.core.given = given{}
+	}
 }
 
 func (r *wReplica) follows(f *wFollow, m wMsg) {
@@ -225,7 +240,7 @@ func (r *wReplica) ack(f *wFollow, copied bool) {
 	if !f.started || r.follow != f {
 		return
 	}
-	m := wMsg{typ: msgAck, view: r.core.View(), nonce: f.nonce, copied: copied, written: r.core.written, stored: r.core.durable}
+	m := wMsg{typ: msgAck, view: r.core.View(), nonce: f.nonce, lease: f.lease, copied: copied, written: r.core.written, stored: r.core.durable}
 	switch r.w.mutant {
 	case "ackearly":
 		m.stored = m.written
@@ -320,7 +335,8 @@ func (r *wReplica) serve(s *wStream, c *wConn, m wMsg) {
 }
 
 func (r *wReplica) acked(s *wStream, c *wConn, m wMsg) {
-	a := Ack{From: walkIDs[c.to], Stream: c.id, View: m.view.Num, Tenure: m.view.Tenure, Written: m.written, Durable: m.stored, Nonce: m.nonce}
+	a := Ack{From: walkIDs[c.to], Stream: c.id, View: m.view.Num, Tenure: m.view.Tenure, Written: m.written, Durable: m.stored, Nonce: m.nonce,
+		Lease: m.lease, At: r.time()}
 	p := r.core.find(a.From)
 	if p == nil {
 		return
@@ -332,6 +348,17 @@ func (r *wReplica) acked(s *wStream, c *wConn, m wMsg) {
 		}
 	case "ackwritten":
 		a.Durable = a.Written
+	case "leasefromack":
+		if a.Lease != 0 {
+			a.Lease += a.At - r.core.lease.at
+			r.core.lease.latest = max(r.core.lease.latest, a.Lease)
+		}
+	case "leaseofone":
+		for _, q := range r.core.peers {
+			q.lease = max(q.lease, a.Lease)
+		}
+	case "keepreturned":
+		r.core.lease.ended = 0
 	}
 	if err := r.core.Acked(a); err != nil && r.w.mutant == "" {
 		r.w.fail("driver: %v", err)

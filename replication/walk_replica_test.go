@@ -11,12 +11,15 @@ import (
 // start opens a replica on what is on its disk. commit is how much recovery knows to be committed.
 func (r *wReplica) start(commit int) {
 	disk := wReplica{w: r.w, i: r.i, log: r.log, durable: len(r.log), applied: r.applied, view: r.view,
-		suspect: r.suspect, copying: r.copying, nextID: r.nextID}
+		suspect: r.suspect, copying: r.copying, nextID: r.nextID, clock: r.clock, cutOff: r.cutOff}
 	*r = disk
 	r.up, r.seen = true, commit
-	r.core = NewCore(Config{Self: walkIDs[r.i], Volume: "v"},
-		Start{View: r.view, End: wal.LSN(len(r.log)), Commit: wal.LSN(commit), Suspect: r.suspect})
-	if r.w.mode != walkAlways {
+	r.core = NewCore(Config{Self: walkIDs[r.i], Volume: "v", Leases: r.w.leases},
+		Start{View: r.view, End: wal.LSN(len(r.log)), Commit: wal.LSN(commit), Suspect: r.suspect, Now: r.time()})
+	if r.w.mutant == "forgetgrant" {
+		r.core.given = given{}
+	}
+	if !r.w.always() {
 		r.core.SetSync(viewsvc.SyncFlush)
 	}
 	if r.w.mutant == "resumesame" && r.view.Primary == walkIDs[r.i] && r.view.Num != 0 {
@@ -31,8 +34,8 @@ func (r *wReplica) start(commit int) {
 // crash ends the process. What was not synced may be lost, if the machine goes down with it.
 func (r *wReplica) crash() {
 	w := r.w
-	if w.mode == walkAlways || w.mode == walkFlushCrash && (w.power || w.one(2)) {
-		if keep := r.durable + w.rng.IntN(len(r.log)-r.durable+1); w.mode == walkAlways || w.one(2) {
+	if w.always() || w.mode == walkFlushCrash && (w.power || w.one(2)) {
+		if keep := r.durable + w.rng.IntN(len(r.log)-r.durable+1); w.always() || w.one(2) {
 			r.log = r.log[:keep]
 		} else {
 			r.log = r.log[:r.durable]
@@ -98,14 +101,17 @@ func (r *wReplica) settle() {
 		case EffectServe:
 			r.opened()
 		case EffectConfirm:
-			r.broadcast(wMsg{typ: msgConfirm, view: r.core.View(), commit: r.core.Commit(), nonce: e.Nonce,
-				sync: r.core.Joining(), sound: !r.core.Suspect()})
+			m := wMsg{typ: msgConfirm, view: r.core.View(), commit: r.core.Commit(), nonce: e.Nonce,
+				sync: r.core.Joining(), sound: !r.core.Suspect(), lease: e.Until, grant: e.Grant, returned: r.core.LeaseReturned()}
+			r.broadcast(m)
 		case EffectReads:
 			r.answerReads(e.Nonce)
 		case EffectSync:
 			// the sync loop may run at any time
 		case EffectPropose:
 			r.propose(e.Proposal)
+		case EffectWake:
+			// pass wakes it
 		}
 		if w.bad != "" {
 			return
@@ -264,7 +270,7 @@ func (r *wReplica) some(ok func(j int, s *wStream) bool) int {
 }
 
 func (r *wReplica) dial() {
-	j := r.some(func(j int, s *wStream) bool { return s.conn == nil && r.w.rs[j].up })
+	j := r.some(func(j int, s *wStream) bool { return s.conn == nil && r.w.rs[j].up && !r.cutOff && !r.w.rs[j].cutOff })
 	if j < 0 {
 		return
 	}

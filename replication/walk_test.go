@@ -21,6 +21,7 @@ import (
 //	C3  a read has every write that was acknowledged before it was taken
 //	C4  nobody is told to cut what it knows to be committed
 //	C5  a write that an open primary does not have never comes back
+//	I9  while a primary reads under a lease nobody else is open
 //	C6  a replica whose copy is incomplete is never primary
 //	I5  what is committed is durable at every member (written, in sync mode flush), what is stable is durable
 //
@@ -37,6 +38,7 @@ const (
 	walkAlways     walkMode = iota // sync mode always; crashes lose what was not synced
 	walkFlush                      // sync mode flush; processes crash, machines do not
 	walkFlushCrash                 // sync mode flush; machines crash, too: suspects are held
+	walkLease                      // as always; leases, and primaries that are cut off
 )
 
 const (
@@ -67,6 +69,9 @@ type wMsg struct {
 	copying         bool
 	applied         int
 	written, stored wal.LSN
+	lease           Instant
+	grant           time.Duration
+	returned        bool // no earlier grant is relied on
 }
 
 // wConn is one connection. Messages arrive in order; those under way when it breaks may or may not.
@@ -98,8 +103,60 @@ type wFollow struct {
 	dirty   bool
 	fresh   bool
 	nonce   uint64
+	lease   Instant
 	caught  int
 	sound   bool // the primary is no suspect
+}
+
+// walkClock is a replica's clock: it is off, and it may run faster or slower than it should. It is right about neither.
+type walkClock struct {
+	off  time.Duration
+	rate float64
+}
+
+// Clocks that leases have to put up with differ by a tenth in rate.
+const walkDrift = 0.05
+
+func (w *walk) newClock() walkClock {
+	drift := walkDrift
+	if w.mutant == "drift" {
+		drift = 0.5
+	}
+	c := walkClock{off: time.Duration(w.rng.IntN(1e10)), rate: 1}
+	switch w.rng.IntN(3) {
+	case 0:
+		c.rate = 1 - drift
+	case 1:
+		c.rate = 1 + drift
+	}
+	return c
+}
+
+// time reads the clock.
+func (r *wReplica) time() Instant {
+	return Instant(r.clock.off + time.Duration(float64(r.w.now)*r.clock.rate))
+}
+
+// pass lets some time go by, and those wake up who wanted to.
+func (w *walk) pass() {
+	w.now += time.Duration(1 + w.rng.IntN(int(grantMax)/8))
+	for _, r := range w.rs {
+		if r.up && r.core.wakeAt != 0 && r.time() >= r.core.wakeAt && !w.one(4) {
+			r.core.Wake(r.time())
+			r.settle()
+		}
+	}
+}
+
+// cutOff cuts a replica off, or ends that.
+func (w *walk) cutOff(r *wReplica) {
+	r.cutOff = !r.cutOff
+	w.tr("%s is cut off: %v", walkIDs[r.i], r.cutOff)
+	for _, c := range w.conns {
+		if r.cutOff && (c.from == r.i || c.to == r.i) {
+			w.breakConn(c)
+		}
+	}
 }
 
 type wPending struct{ lsn, val int }
@@ -145,6 +202,9 @@ type wReplica struct {
 	follow   *wFollow
 	seen     int  // commit point, as of the last EffectCommit
 	byResume bool // an operator has just spoken
+	clock    walkClock
+	cutOff   bool    // no message arrives from it, none reaches it
+	lastRead Instant // clock, when the mutant looked at it
 }
 
 // wProposal is one try of a proposal, on its way to the view service or back.
@@ -166,6 +226,9 @@ type walk struct {
 	crashes int
 	power   bool // crashes are power failures
 
+	now    time.Duration // true time
+	leases bool          // else every read is confirmed
+
 	committed []wEntry
 	acked     uint64 // writes
 	dead      uint64
@@ -176,8 +239,10 @@ type walk struct {
 	trace   []string
 	bad     string
 
-	nOpens, nReads, nAcks, nStable int
+	nOpens, nReads, nLeased, nAcks, nStable int
 }
+
+func (w *walk) always() bool { return w.mode == walkAlways || w.mode == walkLease }
 
 func (w *walk) tr(format string, args ...any) {
 	if w.tracing {
@@ -203,8 +268,9 @@ func newWalk(seed uint64, mode walkMode, mutant string, tracing bool) *walk {
 		}
 	}
 	w.hist = []viewsvc.View{first}
+	w.now, w.leases = time.Hour, mode == walkLease || w.one(3)
 	for i := range w.rs {
-		w.rs[i] = &wReplica{w: w, i: i}
+		w.rs[i] = &wReplica{w: w, i: i, clock: w.newClock()}
 		w.rs[i].start(0)
 		w.rs[i].observe(first)
 	}
@@ -272,6 +338,8 @@ const (
 	actApply
 	actOperator
 	actRest
+	actTime
+	actCut
 	actions
 )
 
@@ -279,6 +347,7 @@ var usualWeights = [actions]int{
 	actWrite: 12, actCommitter: 40, actSyncLoop: 3, actFollow: 110, actAnswers: 60, actDial: 12, actShip: 40, actBreak: 2,
 	actCrash: 1, actRestart: 8, actPromote: 1, actResume: 2, actHear: 12, actRecruit: 4, actTick: 8, actLongTick: 1,
 	actDecide: 8, actLose: 1, actRead: 12, actHandover: 1, actRefused: 1, actApply: 6, actOperator: 2, actRest: 2,
+	actTime: 4,
 }
 
 func (w *walk) weights() []int {
@@ -295,6 +364,12 @@ func (w *walk) weights() []int {
 		out[actPromote] *= 5
 		out[actResume] *= 3
 		out[actAnswers] = max(1, out[actAnswers]/4)
+	}
+	if w.mode == walkLease { // who is cut off goes on reading, while others take over in next to no time
+		out[actRead], out[actWrite] = 30, 20
+		out[actTime], out[actCut], out[actPromote] = 3, 3, 3
+		out[actHear], out[actRestart] = 30, 20
+		out[actCrash], out[actHandover] = 1+2*w.rng.IntN(2), 1+3*w.rng.IntN(2)
 	}
 	if w.mode == walkFlushCrash {
 		out[actCrash] *= 3
@@ -330,6 +405,10 @@ func (w *walk) step(action int) {
 		w.decide()
 	case actLose:
 		w.loseProposal()
+	case actTime:
+		w.pass()
+	case actCut:
+		w.cutOff(r)
 	case actBreak:
 		if len(w.conns) > 0 {
 			w.breakConn(w.conns[w.rng.IntN(len(w.conns))])
@@ -376,20 +455,22 @@ func (r *wReplica) act(action int) {
 			}
 		}
 	case actHear:
-		if w.one(2) {
+		switch {
+		case r.cutOff:
+		case w.one(2):
 			r.observe(w.current())
-		} else {
+		default:
 			r.observe(w.hist[w.rng.IntN(len(w.hist))])
 		}
 	case actRecruit:
 		r.core.Recruits(w.someOutside(r))
 		r.settle()
 	case actTick:
-		r.core.Tick()
+		r.core.Tick(r.time())
 		r.settle()
 	case actLongTick:
 		for range peerDeadTicks + 2 {
-			r.core.Tick()
+			r.core.Tick(r.time())
 			r.settle()
 		}
 	case actRead:

@@ -148,7 +148,7 @@ func (q *wProposal) lost() {
 
 // walkFor walks until time is up or something breaks.
 func walkFor(t testing.TB, mode walkMode, mutant string, d time.Duration) (bad string) {
-	var walks, opens, reads, acks, stable int
+	var walks, opens, reads, leased, acks, stable int
 	first := uint64(1)
 	if *walkSeed != 0 {
 		first = *walkSeed
@@ -158,6 +158,7 @@ func walkFor(t testing.TB, mode walkMode, mutant string, d time.Duration) (bad s
 		w := newWalk(seed, mode, mutant, *walkSeed != 0)
 		bad := w.run()
 		walks, opens, reads, acks, stable = walks+1, opens+w.nOpens, reads+w.nReads, acks+w.nAcks, stable+w.nStable
+		leased += w.nLeased
 		if *walkSeed != 0 {
 			for _, l := range w.trace {
 				t.Log(l)
@@ -171,8 +172,8 @@ func walkFor(t testing.TB, mode walkMode, mutant string, d time.Duration) (bad s
 			break
 		}
 	}
-	t.Logf("%d walks of %d steps: %d primaries opened, %d writes acknowledged, %d reads, %d stable points",
-		walks, walkSteps, opens, acks, reads, stable)
+	t.Logf("%d walks of %d steps: %d primaries opened, %d writes acknowledged, %d reads, %d of them under a lease, %d stable points",
+		walks, walkSteps, opens, acks, reads, leased, stable)
 	if *walkSeed == 0 && (opens < walks/2 || acks < walks || reads < walks/4) {
 		t.Errorf("these walks hardly get anywhere")
 	}
@@ -180,7 +181,7 @@ func walkFor(t testing.TB, mode walkMode, mutant string, d time.Duration) (bad s
 }
 
 func TestRandomWalkKeepsTheRules(t *testing.T) {
-	for name, mode := range map[string]walkMode{"always": walkAlways, "flush": walkFlush, "flush and power failures": walkFlushCrash} {
+	for name, mode := range map[string]walkMode{"always": walkAlways, "leases": walkLease, "flush": walkFlush, "flush and power failures": walkFlushCrash} {
 		t.Run(name, func(t *testing.T) {
 			if bad := walkFor(t, mode, "", *walkTime); bad != "" {
 				t.Fatal(bad)
@@ -215,6 +216,13 @@ func TestRandomWalkFindsEachBrokenRule(t *testing.T) {
 		{"lostisrefused", walkAlways},  // a proposal whose answer was lost is taken for refused
 		{"resumesame", walkAlways},     // a restarted primary goes on in its old tenure
 		{"promoteany", walkAlways},     // the view service promotes a replica that is no member
+		{"nograntwait", walkLease},     // a new primary opens though its promise to another still runs
+		{"forgetgrant", walkLease},     // a restarted replica takes itself to have promised nothing
+		{"cachedtime", walkLease},      // a lease is looked at with a reading of the clock from before the request
+		{"leasefromack", walkLease},    // a lease counts from when the grant arrived
+		{"leaseofone", walkLease},      // one peer's grant is good for all
+		{"keepreturned", walkLease},    // grants that were given back are relied on again
+		{"drift", walkLease},           // clocks run at any rate
 		{"localread", walkFlush},
 		{"addlate", walkFlush},
 		{"launder", walkFlushCrash}, // what a suspect primary has is taken for everything

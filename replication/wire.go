@@ -17,22 +17,24 @@ import (
 // A message is a header of headerSize bytes, little-endian, and a body:
 //
 //	offset  size  field
-//	0       4     magic "LKS1"; another version of the protocol has another magic
-//	4       4     crc32c of bytes 8..63
+//	0       4     magic "LKS2"; another version of the protocol has another magic
+//	4       4     crc32c of bytes 8..71
 //	8       1     type
 //	9       1     flags
 //	10      2     zero
 //	12      4     length of the body
 //	16      8     view number of the sender
 //	24      8     a: Ack written LSN; Start common point; Region number; Block as-of LSN
-//	32      8     b: Ack durable LSN; Region as-of LSN; Start and Copy: the primary's log end
+//	32      8     b: Ack durable LSN; Region as-of LSN; Start and Copy the primary's log end; Confirm length of the grant, ns
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
 //	48      8     nonce
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
 //	60      4     zero
+//	64      8     lease: Confirm until when the primary relies on the grant that it asks for, by its own clock; Ack the same
+//	              number of the newest request that was granted; 0: nothing asked or granted
 const (
-	headerSize = 64
-	wireMagic  = 0x31534b4c // "LKS1"
+	headerSize = 72
+	wireMagic  = 0x32534b4c // "LKS2"
 )
 
 // Limits on bodies, checked before anything is allocated.
@@ -70,6 +72,9 @@ const flagCopied = 2
 // flagSound on a Confirm says that the primary itself lacks nothing that was ever acknowledged.
 const flagSound = 4
 
+// flagReturn on a Confirm says that the primary does not rely on any earlier grant.
+const flagReturn = 8
+
 var errWire = errors.New("replication: malformed message")
 
 // msg is a message without its body.
@@ -82,6 +87,7 @@ type msg struct {
 	Commit  wal.LSN
 	Nonce   uint64
 	BodySum uint32
+	Lease   uint64
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -100,6 +106,7 @@ func (m msg) put(b []byte) {
 	le.PutUint64(b[40:], uint64(m.Commit))
 	le.PutUint64(b[48:], m.Nonce)
 	le.PutUint32(b[56:], m.BodySum)
+	le.PutUint64(b[64:], m.Lease)
 	le.PutUint32(b[4:], crc32.Checksum(b[8:headerSize], castagnoli))
 }
 
@@ -135,7 +142,7 @@ func parseMsg(b []byte) (msg, error) {
 	}
 	m := msg{Type: msgType(b[8]), Flags: b[9], BodyLen: le.Uint32(b[12:]), View: viewsvc.ViewNum(le.Uint64(b[16:])),
 		A: le.Uint64(b[24:]), B: le.Uint64(b[32:]), Commit: wal.LSN(le.Uint64(b[40:])), Nonce: le.Uint64(b[48:]),
-		BodySum: le.Uint32(b[56:])}
+		BodySum: le.Uint32(b[56:]), Lease: le.Uint64(b[64:])}
 	limit := uint32(0)
 	switch m.Type {
 	case msgHello, msgWelcome, msgStale, msgCopy, msgView, msgFetch, msgBlock:

@@ -29,8 +29,8 @@ var goldenMessages = []struct {
 		b := make([]byte, headerSize)
 		msg{Type: msgAck, Flags: flagCopied, View: 7, A: 0x1122334455667788, B: 9, Commit: 5, Nonce: 0xabcdef}.put(b)
 		return b
-	}(), "4c4b5331f5a22eae0b0200000000000007000000000000008877665544332211" +
-		"09000000000000000500000000000000efcdab00000000000000000000000000"},
+	}(), "4c4b5332363bccf70b0200000000000007000000000000008877665544332211" +
+		"09000000000000000500000000000000efcdab000000000000000000000000000000000000000000"},
 	{"view", msg{Type: msgView, View: 3}.encodeJSON(viewsvc.View{Volume: "v", Num: 3, Tenure: 2, Primary: "a", Backups: []viewsvc.ReplicaID{"b"}}), ""},
 	{"welcome", msg{Type: msgWelcome, View: 3}.encodeJSON(welcome{End: 9, Committed: 8, Applied: 7, Copying: true, CopyBase: 6,
 		Epochs: blockdev.EpochIndex{{Epoch: 1, First: 1}, {Epoch: 4, First: 5}}}), ""},
