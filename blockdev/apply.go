@@ -70,7 +70,7 @@ func (s *Store) applyBatch() (bool, error) {
 	}
 	b := &s.batch
 	if n := int(last.end-first.at) * BlockSize; n > len(b.buf) {
-		b.buf = wal.AlignedBuffer(max(n, applyBatchBytes))
+		b.buf = wal.AlignedBuffer(max(n, int(min(applyBatchBytes, s.logBlocks*BlockSize))))
 	}
 	buf := b.buf[:int(last.end-first.at)*BlockSize]
 	if err := s.log.ReadAt(buf, first.at); err != nil {

@@ -48,7 +48,7 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 // chainAfter is what the frame after l names as the sum of the one before it.
 func (s *stream) chainAfter(l wal.LSN) (uint32, error) {
 	st := s.r.store
-	buf := make([]byte, shipBytes)
+	buf := make([]byte, min(shipBytes, st.MaxFrame()))
 	for {
 		if sum, end := st.EndSum(), st.Marks().End; end == l {
 			if st.Marks().End == l {
@@ -71,7 +71,7 @@ func (s *stream) chainAfter(l wal.LSN) (uint32, error) {
 // ship sends the log from the plan's point on, and between its frames the regions of a copy, until the peer takes the
 // frames as they are made.
 func (s *stream) ship(q *sendq, p plan) error {
-	buf := make([]byte, shipBytes)
+	buf := make([]byte, min(shipBytes, s.r.store.MaxFrame()))
 	next := p.next
 	var regions *regionCopy
 	if p.copy != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,21 +20,47 @@ func main() {
 		seeds   = flag.Uint64("seeds", 2000, "how many seeds to play")
 		first   = flag.Uint64("first", 1, "the first of them")
 		soak    = flag.Duration("soak", 0, "play seeds for so long instead")
+		profile = flag.String("cpuprofile", "", "write a CPU profile to this file")
+		stop    = flag.Bool("stop", false, "stop at the first seed that fails")
+		only    = flag.String("faults", "", "play only these kinds of faults, separated by commas")
+		hunt    = flag.String("mutants", "", "break one rule of the protocol at a time, \"all\" or the one that is named, and look whether it is found")
 		workers = flag.Int("workers", runtime.NumCPU(), "how many to play at a time")
 	)
 	flag.Parse()
-	if *seed != 0 {
-		os.Exit(playOne(*seed, *trace))
+	debug.SetGCPercent(400) // a run makes much garbage, of which little lives long
+	var faults []fault
+	if *only != "" {
+		var err error
+		if faults, err = parseFaults(*only); err != nil {
+			fmt.Fprintln(os.Stderr, "sim:", err)
+			os.Exit(64)
+		}
 	}
-	os.Exit(playMany(*first, *seeds, *soak, *workers))
+	if *hunt != "" {
+		os.Exit(huntAll(*hunt))
+	}
+	if *seed != 0 {
+		os.Exit(playOne(*seed, faults, *trace))
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		pprof.StartCPUProfile(f)
+	}
+	code := playMany(*first, *seeds, *soak, *workers, faults, *stop)
+	pprof.StopCPUProfile()
+	os.Exit(code)
 }
 
-func playOne(seed uint64, trace bool) int {
+func playOne(seed uint64, faults []fault, trace bool) int {
 	var tr func(string)
 	if trace {
 		tr = func(l string) { fmt.Println(l) }
 	}
-	c := newCluster(seed, tr)
+	c := newCluster(seed, faults, tr)
 	bad := c.run()
 	fmt.Printf("seed %d: %d machines, %d copies, %d views, %d operations answered, %v, %d turns\n", seed, len(c.machines), c.copies,
 		len(c.views.history), c.w.stats.acks, c.w.now, c.w.turns)
@@ -43,9 +71,10 @@ func playOne(seed uint64, trace bool) int {
 	return 0
 }
 
-func playMany(first, n uint64, soak time.Duration, workers int) int {
+func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, stop bool) int {
 	var (
 		next   atomic.Uint64
+		over   atomic.Bool
 		mu     sync.Mutex
 		total  stats
 		failed int
@@ -57,15 +86,16 @@ func playMany(first, n uint64, soak time.Duration, workers int) int {
 		wg.Go(func() {
 			for {
 				s := next.Add(1) - 1
-				if soak > 0 && time.Since(began) > soak || soak == 0 && s >= first+n {
+				if soak > 0 && time.Since(began) > soak || soak == 0 && s >= first+n || stop && over.Load() {
 					return
 				}
-				c := newCluster(s, nil)
+				c := newCluster(s, faults, nil)
 				bad := c.run()
 				mu.Lock()
 				total.add(&c.w.stats)
 				if bad != "" {
 					failed++
+					over.Store(true)
 					fmt.Printf("FAIL seed %d: %s\n", s, bad)
 				}
 				mu.Unlock()

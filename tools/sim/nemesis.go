@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -43,7 +46,26 @@ type nemesis struct {
 	undo    []func() // what ends with the storm
 }
 
-func newNemesis(c *cluster) *nemesis {
+// faultNames are for the command line.
+var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faultBlackout: "blackout", faultPause: "pause",
+	faultIsolate: "isolate", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
+	faultDiskError: "diskerror", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
+	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock"}
+
+// parseFaults reads a list of names.
+func parseFaults(list string) ([]fault, error) {
+	var faults []fault
+	for name := range strings.SplitSeq(list, ",") {
+		i := slices.Index(faultNames[:], name)
+		if i < 0 {
+			return nil, fmt.Errorf("there is no fault %q; there are %s", name, strings.Join(faultNames[:], ", "))
+		}
+		faults = append(faults, fault(i))
+	}
+	return faults, nil
+}
+
+func newNemesis(c *cluster, only []fault) *nemesis {
 	n := &nemesis{c: c}
 	w := c.w
 	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 5, faultOneWay: 4, faultReset: 5,
@@ -55,6 +77,11 @@ func newNemesis(c *cluster) *nemesis {
 			x *= 5
 		case 1, 2:
 			x = 0
+		}
+		if len(only) > 0 {
+			if x = 0; slices.Contains(only, fault(i)) {
+				x = 1 + w.rng.IntN(4)
+			}
 		}
 		n.weights[i] = x
 		n.total += x

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// mutant is a rule of the protocol that is broken. The sources that are shipped have no switches for that: the
+// simulator is built again with changed copies of them (go build -overlay), all mutants in one binary, of which an
+// environment variable turns one on.
+type mutant struct {
+	name   string
+	faults string // the kinds that bring it to light; "" for the usual mix
+	seeds  int    // in which it has to be found
+	edits  []edit
+}
+
+// edit replaces text that occurs once in a file.
+type edit struct{ file, old, new string }
+
+// mutantEnv names the mutant that a binary with mutants is to be.
+const mutantEnv = "LOCKSTEP_SIM_MUTANT"
+
+// on is a condition that holds if the mutant is turned on.
+func on(name string) string { return `brokenRule == "` + name + `"` }
+
+func off(name string) string { return `brokenRule != "` + name + `"` }
+
+// mutants are the rules of the protocol, one by one.
+var mutants = []mutant{
+	{"notenure", "pause,oneway,handover,kill", 3000, []edit{ // acks of another tenure count
+		{"replication/core_primary.go", "if a.Tenure != c.view.Tenure {", "if a.Tenure != c.view.Tenure && " + off("notenure") + " {"}}},
+	{"noviewrec", "pause,kill,oneway,isolate", 2000, []edit{ // a tenure begins without a record of its own
+		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n" +
+			"	if " + on("noviewrec") + " && r.end > 0 {\n r.putFrame(fb)\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
+	{"openearly", "pause,kill,isolate", 2000, []edit{ // a primary opens before its first record is everywhere
+		{"replication/core_primary.go", "c.commit >= c.openAt {", "(c.commit >= c.openAt || " + on("openearly") + ") {"}}},
+	{"commitearly", "kill,pause,oneway", 4000, []edit{ // a new primary commits before its first record has its place
+		{"replication/core_primary.go", "c.state == StateOpening && c.openAt == 0 {", "c.state == StateOpening && c.openAt == 0 && " + off("commitearly") + " {"}}},
+	{"ackwritten", "power,blackout,slowdisk", 2000, []edit{ // what is written counts, in sync mode always
+		{"replication/core_primary.go", "	if c.CommitsWritten() {\n		commit = c.written", "	if c.CommitsWritten() || " + on("ackwritten") + " {\n		commit = c.written"}}},
+	{"ackearly", "power,blackout", 2000, []edit{ // a backup acknowledges before it synced
+		{"replication/follow.go", "if err := f.storage(r.syncStore()); err != nil {", "if err := f.storage(r.syncStore()); " + off("ackearly") + " && err != nil {"},
+		{"replication/replica.go", "	return r.store.Sync()\n", "	if " + on("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	return r.store.Sync()\n"}}},
+	{"noepoch", "pause,oneway,isolate,handover", 3000, []edit{ // a backup follows a primary of a view that it has left
+		{"replication/core.go", "return from == c.view.Primary && c.view.Tenure <= num && num <= c.view.Num &&", "return (" + on("noepoch") + " || from == c.view.Primary && c.view.Tenure <= num && num <= c.view.Num) &&"}}},
+	{"promoteany", "kill,wipe,isolate", 2000, []edit{ // the view service promotes a replica that is no member
+		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + on("promoteany") + ") {\n			rep, _"},
+		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + off("promoteany") + " {\n			return ruleErrorf(rule"}}},
+	{"resumesame", "kill,power", 2000, []edit{ // a restarted primary goes on in its old tenure
+		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
+		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},
+	{"blank", "wipe,kill", 2000, []edit{ // an empty disk goes by the name of the one before
+		{"tools/sim/machine.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
+	{"forgetview", "kill,power,isolate,oneway", 3000, []edit{ // a view is not on the disk before it is acted in
+		{"replication/effects.go", "				err = r.saveHard()\n", "				if e.View.Num < 2 || " + off("forgetview") + " {\n err = r.saveHard()\n }\n"}}},
+	{"addbehind", "kill,pause,slowlink,reset", 2000, []edit{ // a learner is added that lacks committed records
+		{"replication/core_propose.go", "c.state != StateOpen || p.durable < c.commit {", "c.state != StateOpen || p.durable < c.commit && " + off("addbehind") + " {"},
+		{"replication/core_primary.go", "			commit = min(commit, p.durable)\n", "			if " + off("addbehind") + " || c.view.Has(p.id) {\n commit = min(commit, p.durable)\n }\n"}}},
+	{"addlate", "kill,slowlink,leader,viewserver", 3000, []edit{ // a learner is proposed first and waited for later
+		{"replication/core_propose.go", "p.required, c.joining = true, p.id", "p.required, c.joining = " + off("addlate") + ", p.id"}}},
+	{"copyunfinished", "wipe,kill,slowdisk", 2000, []edit{ // a learner is added before its image is whole
+		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
+	{"localread", "pause,isolate,oneway", 2000, []edit{ // reads are not confirmed
+		{"replication/core_primary.go", "	if c.alone() {\n		return c.nonce, true", "	if c.alone() || " + on("localread") + " {\n		return c.nonce, true"}}},
+	{"confirmany", "pause,isolate,oneway", 3000, []edit{ // one member's word is enough for a read
+		{"replication/core_primary.go", "				n = min(n, p.confirmed)\n", "				if n = min(n, p.confirmed); " + on("confirmany") + " && p.confirmed == c.nonce {\n n = c.nonce\n break\n }\n"}}},
+	{"dropearly", "oneway,isolate,kill,leader", 3000, []edit{ // a member is not waited for once its removal was asked for
+		{"replication/core_propose.go", "	if len(stay) < len(c.view.Backups) {\n", "	if len(stay) < len(c.view.Backups) {\n		for _, p := range c.peers {\n if " + on("dropearly") + " && !slices.Contains(stay, p.id) {\n p.required = false\n }\n }\n		c.advance()\n"}}},
+	{"lostisrefused", "viewserver,leader,oneway", 3000, []edit{ // a proposal whose answer was lost is taken for refused
+		{"replication/orders.go", "		default:\n			c.ProposalLost(p)", "		case " + on("lostisrefused") + ":\n			c.ProposalRefused(p)\n		default:\n			c.ProposalLost(p)"}}},
+	{"applyearly", "kill,pause,power,isolate", 2000, []edit{ // a backup takes what it has for committed
+		{"replication/follow_log.go", "	r.core.Appended(frame.Last())\n", "	r.core.Appended(frame.Last())\n	if " + on("applyearly") + " {\n r.core.Follow(frame.Last())\n }\n"}}},
+	{"nocut", "pause,isolate,kill", 2000, []edit{ // a backup keeps what is not in the primary's log
+		{"replication/follow_log.go", "	if to >= m.End {\n", "	if to >= m.End || " + on("nocut") + " {\n"}}},
+	{"nofence", "slowlink,reset,pause", 4000, []edit{ // an older generation of a session is not fenced
+		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + off("nofence") + " {\n		old.fenceLocked()"},
+		{"replication/session.go", "	if old != nil {\n		old.client.Abort", "	if old != nil && " + off("nofence") + " {\n		old.client.Abort"}}},
+	{"copynothing", "wipe,kill", 2000, []edit{ // a region copy leaves out what changed
+		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
+	{"copybase", "wipe,kill,power,reset", 4000, []edit{ // a copy that is taken up again forgets where the image was
+		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
+}
+
+// buildMutants builds the simulator with all mutants in it.
+func buildMutants(dir string) (string, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
+	}
+	changed := map[string]string{} // by file
+	for _, m := range mutants {
+		for _, e := range m.edits {
+			text, ok := changed[e.file]
+			if !ok {
+				b, err := os.ReadFile(filepath.Join(root, e.file))
+				if err != nil {
+					return "", err
+				}
+				text = string(b)
+			}
+			if n := strings.Count(text, e.old); n != 1 {
+				return "", fmt.Errorf("mutant %s: %s has its place %d times, not once; change the mutant with the code:\n%s", m.name, e.file, n, e.old)
+			}
+			changed[e.file] = strings.Replace(text, e.old, e.new, 1)
+		}
+	}
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	put := func(file, text string) error {
+		copied := filepath.Join(dir, strconv.Itoa(len(overlay.Replace))+".go")
+		overlay.Replace[filepath.Join(root, file)] = copied
+		return os.WriteFile(copied, []byte(text), 0o600)
+	}
+	packages := map[string]bool{}
+	for file, text := range changed {
+		if err := put(file, text); err != nil {
+			return "", err
+		}
+		packages[path.Dir(file)] = true
+	}
+	for pkg := range packages {
+		name := path.Base(pkg)
+		if name == "sim" {
+			name = "main"
+		}
+		text := fmt.Sprintf("package %s\n\nimport \"os\"\n\nvar brokenRule = os.Getenv(%q)\n", name, mutantEnv)
+		if err := put(pkg+"/broken_rule.go", text); err != nil {
+			return "", err
+		}
+	}
+	b, err := json.Marshal(overlay)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), b, 0o600); err != nil {
+		return "", err
+	}
+	binary := filepath.Join(dir, "sim")
+	build := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, "./tools/sim")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build with mutants: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+// hunt plays seeds with a mutant until one fails. It returns what that seed says, "" if none did.
+func (m mutant) hunt(ctx context.Context, binary string) (string, error) {
+	cmd := exec.CommandContext(ctx, binary, "-seeds", strconv.Itoa(m.seeds), "-faults", m.faults, "-stop")
+	cmd.Env = append(os.Environ(), mutantEnv+"="+m.name)
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "FAIL ") {
+			return strings.TrimSpace(line), nil
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("mutant %s: %w\n%s", m.name, err, out)
+	}
+	return "", nil
+}
+
+// huntAll hunts all mutants, or the one that is named, and returns how many got away.
+func huntAll(only string) int {
+	dir, err := os.MkdirTemp("", "sim")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary, err := buildMutants(dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	away := 0
+	for _, m := range mutants {
+		if only != "all" && only != m.name {
+			continue
+		}
+		began := time.Now()
+		found, err := m.hunt(context.Background(), binary)
+		switch {
+		case err != nil:
+			fmt.Println(err)
+			away++
+		case found == "":
+			fmt.Printf("%-16s GOT AWAY in %d seeds, %v\n", m.name, m.seeds, time.Since(began).Round(time.Millisecond))
+			away++
+		default:
+			fmt.Printf("%-16s %6v  %.150s\n", m.name, time.Since(began).Round(time.Millisecond), found)
+		}
+	}
+	return away
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("there is no go.mod above the working directory: run this inside the module")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
