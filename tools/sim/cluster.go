@@ -143,7 +143,7 @@ func (c *cluster) create() {
 // byReplica finds the machine that has a replica now.
 func (c *cluster) byReplica(r viewsvc.ReplicaID) *machine {
 	for _, m := range c.machines {
-		if m.copies > 0 && r == viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies)) {
+		if m.copies > 0 && !m.empty && r == viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies)) {
 			return m
 		}
 	}

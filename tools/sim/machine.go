@@ -55,7 +55,8 @@ type machine struct {
 	store   *blockdev.Store
 	replica *replication.Replica
 	lastOps int
-	flipped bool
+	flipped bool // a bit of its image
+	empty   bool // the disk was replaced, and has no replica yet
 }
 
 func newMachine(c *cluster, name string) *machine {
@@ -250,6 +251,7 @@ func (m *machine) obey(p *proc, o viewsvc.VolumeOrders) {
 // make formats a replica and opens it.
 func (m *machine) make(v viewsvc.Volume) error {
 	m.copies++
+	m.empty = false
 	err := blockdev.Format(m.fs, volumeDir, blockdev.FormatOptions{LogBytes: m.c.logBytes, SegmentBytes: m.c.segmentBytes,
 		Identity: blockdev.Identity{Cluster: clusterID, Volume: string(volumeID), Replica: fmt.Sprintf("%s-%d", m.name, m.copies), Size: v.Size}})
 	if err != nil {
@@ -300,6 +302,7 @@ func (m *machine) end(power bool) {
 func (m *machine) wipe() {
 	m.w.tr("%s gets an empty disk", m.name)
 	m.fs, m.cluster, m.flipped = memfs.New(), "", false
+	m.empty = true
 }
 
 // accept takes a connection of another machine.
