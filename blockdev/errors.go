@@ -9,8 +9,8 @@ import (
 
 // Errors of formatting and opening a replica's directory.
 var (
-	// ErrNotReplica is returned for a directory that holds no replica, or one that lost its meta file.
-	ErrNotReplica = errors.New("not a replica directory; format it first")
+	// ErrNotReplica is returned for a directory that holds no replica.
+	ErrNotReplica = errors.New("not a replica's directory")
 	// ErrHalfFormatted is the ErrNotReplica for what a Format that did not finish left: nothing that anybody relied
 	// on, and nothing in the way of another Format.
 	ErrHalfFormatted = fmt.Errorf("formatting did not finish: %w", ErrNotReplica)
@@ -57,7 +57,7 @@ type DamagedError struct {
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("%s: %s; restore the file, or remove the replica and let it be copied from another member", e.File, e.What)
+	return fmt.Sprintf("%s: %s; restore the file, or move the replica's directory away and let it be copied from another member", e.File, e.What)
 }
 
 // CorruptBlockError tells that a block's content does not match its checksum (P6). Other blocks are fine.

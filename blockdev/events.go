@@ -34,6 +34,11 @@ type EventCorruptBlock struct{ Err *CorruptBlockError }
 // EventRepaired follows a successful Repair.
 type EventRepaired struct{ Block uint64 }
 
+// EventNoHoles is emitted once by OpenStore where the file system of the image cannot punch holes: trims and zeroes are
+// written out, and give no space back.
+type EventNoHoles struct{ Dir string }
+
+func (EventNoHoles) event()      {}
 func (EventRecovered) event()    {}
 func (EventCheckpoint) event()   {}
 func (EventPoisoned) event()     {}

@@ -77,6 +77,9 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
+	if p, ok := s.image.File.(vfs.HolePuncher); ok && !p.PunchesHoles() {
+		s.emit(EventNoHoles{s.o.Dir})
+	}
 	s.emit(EventRecovered{
 		Checkpoint: m.Checkpoint.LSN, Committed: wal.LSN(s.committed.Load()), End: s.log.End(),
 		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: time.Since(began),
@@ -106,7 +109,12 @@ func (s *Store) openFiles() error {
 	case halfFormatted(names):
 		return ErrHalfFormatted
 	case !slices.Contains(names, metaName):
+		if slices.Contains(names, imageName) || slices.Contains(names, walName) {
+			return &DamagedError{metaName, "is missing"}
+		}
 		return ErrNotReplica
+	case !slices.Contains(names, walName):
+		return &DamagedError{walName, "is missing"}
 	}
 	s.lock, err = s.o.FS.Lock(path.Join(s.o.Dir, lockName))
 	if errors.Is(err, vfs.ErrLocked) {

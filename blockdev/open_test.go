@@ -1,10 +1,14 @@
 package blockdev
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,7 +48,40 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		is    func(error) bool
 	}{
 		{"directory is missing", os.RemoveAll, func(err error) bool { return errors.Is(err, ErrNotReplica) }},
-		{"meta is missing", remove("meta"), func(err error) bool { return errors.Is(err, ErrNotReplica) }},
+		{"meta is missing", remove("meta"), damaged},
+		{"foreign directory", func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "precious"), nil, 0o600))
+		}, func(err error) bool { return errors.Is(err, ErrNotReplica) && !errors.Is(err, ErrHalfFormatted) }},
+		{"half-formatted", func(dir string) error {
+			return os.Rename(filepath.Join(dir, "meta"), filepath.Join(dir, "meta.new"))
+		}, func(err error) bool { return errors.Is(err, ErrHalfFormatted) }},
+		{"log is missing", func(dir string) error { return os.RemoveAll(filepath.Join(dir, "wal")) }, damaged},
+		{"newer format", func(dir string) error {
+			var b [metaSlotSize]byte
+			m := sampleMeta()
+			m.encode(&b)
+			binary.LittleEndian.PutUint32(b[8:], metaVersion+1)
+			resumSlot(&b)
+			return os.WriteFile(filepath.Join(dir, "meta"), append(b[:], b[:]...), 0o600)
+		}, func(err error) bool {
+			var v *VersionError
+			return errors.As(err, &v) && v.Found == metaVersion+1 && v.Known == metaVersion
+		}},
+		{"one slot of a newer format", func(dir string) error {
+			f, err := os.OpenFile(filepath.Join(dir, "meta"), os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			var b [metaSlotSize]byte
+			if _, err := f.ReadAt(b[:], 0); err != nil {
+				return err
+			}
+			binary.LittleEndian.PutUint32(b[8:], metaVersion+1)
+			resumSlot(&b)
+			_, err = f.WriteAt(b[:], 0)
+			return err
+		}, func(err error) bool { var v *VersionError; return errors.As(err, &v) }},
 		{"meta is short", truncate("meta", -1), damaged},
 		{"meta is zeroes", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "meta"), make([]byte, 2*metaSlotSize), 0o644)
@@ -69,6 +106,71 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		if !c.is(err) || !strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+// holeless is a file system without holes, and says so.
+type holeless struct{ vfs.FS }
+
+type holelessFile struct{ vfs.File }
+
+func (h holeless) Open(name string) (vfs.File, error) {
+	f, err := h.FS.Open(name)
+	return holelessFile{f}, err
+}
+
+func (holelessFile) PunchesHoles() bool { return false }
+
+func (f holelessFile) PunchHole(off, n int64) error {
+	_, err := f.WriteAt(make([]byte, n), off)
+	return err
+}
+
+// TestFileSystemWithoutHolesIsSaidOnce, and serves: what is trimmed reads as zeroes.
+func TestFileSystemWithoutHolesIsSaidOnce(t *testing.T) {
+	for _, c := range []struct {
+		fs   vfs.FS
+		want int
+	}{{holeless{memfs.New()}, 1}, {memfs.New(), 0}} {
+		said := 0
+		r := newRig(t, c.fs, "r", StoreOptions{Manual: true, OnEvent: func(e Event) {
+			if _, ok := e.(EventNoHoles); ok {
+				said++
+			}
+		}})
+		for range 3 {
+			r.put(write(0, 40), trim(4, 30))
+			r.steps()
+		}
+		r.verify()
+		r.check(r.s.Close())
+		if said != c.want {
+			t.Errorf("said %d times, want %d", said, c.want)
+		}
+	}
+}
+
+// readOnlyFS is mounted read-only.
+type readOnlyFS struct{ vfs.FS }
+
+func (r readOnlyFS) erofs(op, name string) error {
+	return &fs.PathError{Op: op, Path: name, Err: syscall.EROFS}
+}
+func (r readOnlyFS) Open(name string) (vfs.File, error)   { return nil, r.erofs("open", name) }
+func (r readOnlyFS) Create(name string) (vfs.File, error) { return nil, r.erofs("open", name) }
+func (r readOnlyFS) MkdirAll(name string) error           { return r.erofs("mkdir", name) }
+func (r readOnlyFS) Lock(name string) (io.Closer, error)  { return nil, r.erofs("open", name) }
+
+func TestReadOnlyFileSystemIsSaid(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.check(r.s.Close())
+	_, err := OpenStore(StoreOptions{FS: readOnlyFS{vfs.OS{}}, Dir: r.dir, Manual: true})
+	if !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), r.dir) || strings.Contains(err.Error(), "\n") {
+		t.Error(err)
+	}
+	err = Format(readOnlyFS{vfs.OS{}}, r.dir+"2", FormatOptions{Identity: testIdentity(), LogBytes: testLog, SegmentBytes: testSegment})
+	if !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), r.dir+"2") {
+		t.Error(err)
 	}
 }
 

@@ -48,6 +48,8 @@ func storageEvent(volume string, e blockdev.Event) Event {
 		out.Err = e.Err
 	case blockdev.EventCorruptBlock:
 		out.Err = e.Err
+	case blockdev.EventNoHoles:
+		out.Text = "the file system of " + e.Dir + " punches no holes: trims write zeroes and give no space back"
 	default:
 		out.Text = fmt.Sprintf("%T %+v", e, e)
 	}

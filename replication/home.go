@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"sync"
 
 	"github.com/google/uuid"
@@ -21,6 +22,9 @@ import (
 //	node.json     format, node id, cluster; written once, when the node first meets a view service
 //	volumes/ID/   a replica (package blockdev)
 const homeFormat = 1
+
+// identityName is node.json; renamed into place, so that it is there whole or not at all.
+const identityName = "node.json"
 
 // maxIdentity bounds node.json.
 const maxIdentity = 4096
@@ -44,6 +48,12 @@ type home struct {
 
 // openHome locks a data directory and reads whose it is.
 func openHome(fsys vfs.FS, dir string, node viewsvc.NodeID) (*home, error) {
+	if err := fsys.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("node: data directory %s: %w", dir, err)
+	}
+	if err := mustBeNodes(fsys, dir); err != nil {
+		return nil, err
+	}
 	if err := fsys.MkdirAll(path.Join(dir, volumesDir)); err != nil {
 		return nil, fmt.Errorf("node: data directory %s: %w", dir, err)
 	}
@@ -63,7 +73,7 @@ func openHome(fsys vfs.FS, dir string, node viewsvc.NodeID) (*home, error) {
 }
 
 func (h *home) load(node viewsvc.NodeID) error {
-	name := path.Join(h.dir, "node.json")
+	name := path.Join(h.dir, identityName)
 	f, err := h.fs.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h.mustBeEmpty()
@@ -91,6 +101,24 @@ func (h *home) load(node viewsvc.NodeID) error {
 		return fmt.Errorf("node: %s names no cluster; restore it, or move the directory away to begin with an empty node", name)
 	}
 	h.id = id
+	return nil
+}
+
+// mustBeNodes refuses a directory with anything else in it, before anything is made there: it is a view server's, or
+// somebody's home.
+func mustBeNodes(fsys vfs.FS, dir string) error {
+	names, err := fsys.List(dir)
+	if err != nil {
+		return fmt.Errorf("node: data directory: %w", err)
+	}
+	if slices.Contains(names, identityName) {
+		return nil
+	}
+	for _, n := range names {
+		if !slices.Contains([]string{"LOCK", identityName + ".new", volumesDir, "lost+found"}, n) {
+			return fmt.Errorf("node: %s is no data directory of a node: it holds %s; use an empty one", dir, n)
+		}
+	}
 	return nil
 }
 
@@ -130,7 +158,7 @@ func (h *home) join(cluster string) error {
 	if err != nil {
 		return fmt.Errorf("node: join: %w", err)
 	}
-	if err := h.replace("node.json", append(b, '\n')); err != nil {
+	if err := h.replace(identityName, append(b, '\n')); err != nil {
 		return fmt.Errorf("node: join cluster: %w", err)
 	}
 	h.id = id

@@ -52,8 +52,8 @@ func TestNodeStartsWithAHalfFormattedReplicaOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = StartNode(NodeOptions{ID: "n1", Dir: filepath.Join(c.dir, "n1"), Listen: "127.0.0.1:0", NBD: "127.0.0.1:0", View: []string{c.view.Addr()}})
-	if !errors.Is(err, blockdev.ErrNotReplica) || errors.Is(err, blockdev.ErrHalfFormatted) {
-		t.Fatalf("without meta: got %v, want ErrNotReplica", err)
+	if _, damaged := errors.AsType[*blockdev.DamagedError](err); !damaged {
+		t.Fatalf("without meta: got %v, want a *DamagedError", err)
 	}
 	if err := fsys.Rename(filepath.Join(dir, "saved"), filepath.Join(dir, "meta.new")); err != nil {
 		t.Fatal(err)

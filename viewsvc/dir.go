@@ -80,7 +80,7 @@ func newDir(dir string, meta dirMeta) (dirMeta, error) {
 		return dirMeta{}, fmt.Errorf("viewsvc: data directory: %w", err)
 	}
 	for _, e := range entries {
-		if e.Name() != "LOCK" && e.Name() != metaTemp {
+		if e.Name() != "LOCK" && e.Name() != metaTemp && e.Name() != "lost+found" {
 			return dirMeta{}, fmt.Errorf("viewsvc: %s is no data directory of a view server: it holds %s; use an empty one", dir, e.Name())
 		}
 	}

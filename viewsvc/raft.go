@@ -47,12 +47,16 @@ func openConsensus(opt ServerOptions, meta dirMeta, fsm raft.FSM, stream raft.St
 		c.addrs[raft.ServerID(id)] = addr
 	}
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: logs, DisableTime: true})
+	file := filepath.Join(opt.Dir, "raft.db")
+	if err := checkDB(file); err != nil {
+		return nil, err
+	}
 	store, err := raftboltdb.New(raftboltdb.Options{
-		Path:        filepath.Join(opt.Dir, "raft.db"),
+		Path:        file,
 		BoltOptions: &bbolt.Options{Timeout: openStoreTimeout, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("viewsvc: open %s: %w", filepath.Join(opt.Dir, "raft.db"), err)
+		return nil, fmt.Errorf("viewsvc: open %s: %w", file, err)
 	}
 	c.store = store
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(opt.Dir, keptSnapshots, logger)

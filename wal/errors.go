@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 )
 
 // Errors of a log that is in good health: the caller can do something about each, and nothing was changed.
@@ -72,7 +73,14 @@ type SegmentError struct {
 }
 
 func (e *SegmentError) Error() string {
-	return fmt.Sprintf("wal: segment %s: %v", e.Name, e.Err)
+	what := e.Err.Error()
+	switch path := new(fs.PathError); {
+	case errors.Is(e.Err, fs.ErrNotExist):
+		what = "is missing"
+	case errors.As(e.Err, &path): // it would say the name again
+		what = fmt.Sprintf("%s: %v", path.Op, path.Err)
+	}
+	return fmt.Sprintf("wal: segment %s: %s: restore the file, or move the replica's directory away and let it be copied from another member", e.Name, what)
 }
 
 func (e *SegmentError) Unwrap() error { return e.Err }

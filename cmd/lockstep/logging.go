@@ -33,7 +33,7 @@ func isTerminal(f *os.File) bool {
 // eventLine begins the line of a package's typed event: an event with an error is a warning.
 func eventLine(log zerolog.Logger, err error) *zerolog.Event {
 	if err != nil {
-		return log.Warn().Err(err)
+		return log.Warn().Err(advise(err))
 	}
 	return log.Info()
 }

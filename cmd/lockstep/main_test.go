@@ -15,16 +15,20 @@ func TestMain(m *testing.M) {
 }
 
 // TestCommandLine runs the scripts of testdata/script: what is typed, what is answered, and with which exit code. They
-// have two commands of their own:
+// have commands of their own:
 //
 //	view STATUS.json [VIEWS.json]   answers as a view server with these contents; sets $LOCKSTEP_VIEW
 //	exits CODE lockstep ARGS...     as exec, and checks the exit code
+//	replica, node, spoil            play with a node's data directory: datadir_test.go
 func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"view":  viewCommand,
-			"exits": exitsCommand,
+			"view":    viewCommand,
+			"exits":   exitsCommand,
+			"replica": replicaCommand,
+			"node":    nodeCommand,
+			"spoil":   spoilCommand,
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv(viewVariable, "")

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,12 +52,12 @@ func serve(log zerolog.Logger, name string, start func() (running, error)) error
 
 	role, err := start()
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return ofRole(name, err)
 	}
 	log.Info().Int("pid", os.Getpid()).Msg(name + " started")
 	select {
 	case err := <-role.failed:
-		return fmt.Errorf("%s: %w", name, err)
+		return ofRole(name, err)
 	case s := <-signals:
 		log.Info().Str("signal", s.String()).Msg(name + " stops")
 	}
@@ -81,6 +82,14 @@ func serve(log zerolog.Logger, name string, start func() (running, error)) error
 	case <-ctx.Done():
 		return withHint(fmt.Errorf("%s: not stopped after %s", name, stopGrace), "nothing is lost; the next start recovers")
 	}
+}
+
+// ofRole puts the role's name in front of an error, unless the package that made it did.
+func ofRole(name string, err error) error {
+	if err == nil || strings.HasPrefix(err.Error(), name+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 // prepareData makes a role's data directory and finds out early, and in plain words, whether it can be used.

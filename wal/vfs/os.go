@@ -181,6 +181,16 @@ func (f *osFile) PunchHole(off, n int64) error {
 	return err
 }
 
+// PunchesHoles implements HolePuncher: a hole behind the end of the file changes nothing, and is refused all the same
+// where there are none.
+func (f *osFile) PunchesHoles() bool {
+	size, err := f.Size()
+	if err == nil {
+		err = f.punch(size, 4096)
+	}
+	return !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS)
+}
+
 func (f *osFile) punch(off, n int64) error {
 	if err := f.enter("fallocate"); err != nil {
 		return err

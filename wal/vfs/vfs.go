@@ -62,6 +62,12 @@ type Cleaner interface {
 	CleanWait(off, n int64) error
 }
 
+// HolePuncher is a File that can tell beforehand whether its file system gives the space of holes back, or PunchHole
+// has to write zeroes.
+type HolePuncher interface {
+	PunchesHoles() bool
+}
+
 // CacheDropper is a File that can forget its clean pages in memory, so that what is read next comes from the device.
 // A page whose write-back failed is clean, holds what was written, and is not what is on the disk.
 type CacheDropper interface {
