@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -53,7 +54,11 @@ type raw struct {
 
 func dialRaw(t testing.TB, addr string) *raw {
 	t.Helper()
-	nc, err := net.Dial("tcp", addr)
+	network, local := "tcp", strings.HasPrefix(addr, "unix:")
+	if local {
+		network = "unix"
+	}
+	nc, err := net.Dial(network, strings.TrimPrefix(addr, "unix:"))
 	if err != nil {
 		t.Fatal(err)
 	}
