@@ -73,19 +73,18 @@ func (s *Store) applyBatch() (bool, error) {
 		b.buf = wal.AlignedBuffer(max(n, int(min(applyBatchBytes, s.logBlocks*BlockSize))))
 	}
 	buf := b.buf[:int(last.end-first.at)*BlockSize]
-	if err := s.log.ReadAt(buf, first.at); err != nil {
+	if err := s.readLog(buf, first.at); err != nil {
 		return false, err
 	}
 	for _, info := range frames {
-		raw := buf[int(info.at-first.at)*BlockSize : int(info.end-first.at)*BlockSize]
-		f, err := wal.ParseFrame(raw)
-		if err == nil && (f.First() != info.first || f.Sum() != info.sum) {
-			err = fmt.Errorf("another frame is where the one with record %d was", info.first)
+		at := int(info.at-first.at) * BlockSize
+		f, err := wal.ParseFrame(buf[at : int(info.end-first.at)*BlockSize])
+		if err != nil || f.First() != info.first || f.Sum() != info.sum {
+			err = s.applyBroken(info, buf, at)
+		} else {
+			err = s.applyFrame(f, info, buf, at)
 		}
 		if err != nil {
-			return false, fmt.Errorf("read log at record %d: %w", info.first, err)
-		}
-		if err := s.applyFrame(f, info, buf, int(info.at-first.at)*BlockSize); err != nil {
 			return false, err
 		}
 	}

@@ -70,7 +70,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 		return err
 	}
 	s.log.Checkpointed(wal.Start{LSN: at.LSN, Pos: at.Pos, Chain: at.Chain})
-	s.checkpointAt = at.Pos
+	s.checkpointAt, s.hurry = at.Pos, false
 	s.checkpointed.Store(uint64(at.LSN))
 	s.emit(EventCheckpoint{LSN: at.LSN, Took: time.Since(began)})
 	if s.wantRoom.Swap(false) && s.o.OnRoom != nil {

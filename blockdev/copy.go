@@ -217,38 +217,3 @@ func (s *Store) EndCopy(protocol []byte) error {
 		m.Protocol = protocol
 	})
 }
-
-// Repair replaces a block of the image that went bad. The data must be the block's content at a member whose commit
-// point was asOf before it was read. It is refused with ErrStale if the block may have changed since.
-func (s *Store) Repair(block uint64, data []byte, asOf wal.LSN) error {
-	if block >= s.Blocks() || len(data) != BlockSize {
-		return fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())
-	}
-	sum := wal.BlockSum(block, data)
-	s.applyMu.Lock()
-	defer s.applyMu.Unlock()
-	if err := s.Err(); err != nil {
-		return err
-	}
-	var stored [1]uint32
-	if err := s.sums.get(block, stored[:]); err != nil {
-		return err
-	}
-	// The content that the stored sum belongs to is right however old it is. Otherwise the sum may be what is
-	// bad, and the region must not have changed.
-	if stored[0] != sum && s.regions.get(int(block/RegionBlocks)) > asOf {
-		return fmt.Errorf("%w: block %d as of %d", ErrStale, block, asOf)
-	}
-	err := s.writeImage(block, data)
-	if err == nil {
-		err = s.sums.set(block, sum)
-	}
-	if err == nil {
-		err = s.syncImage()
-	}
-	if err != nil {
-		return s.poison(err)
-	}
-	s.emit(EventRepaired{block})
-	return nil
-}

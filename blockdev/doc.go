@@ -83,16 +83,26 @@
 //   - B1 the image is written only for LSN ≤ recorded. So after a crash committed ≥ applied still holds, and no
 //     later Cut can leave a record in the image that is not in the log. With nothing to write that would
 //     carry the commit point into the log, the meta slot takes it (saveCommit).
+//
 //   - B2 a block has a page-table entry from its commit until data and sum of its newest version are in the
 //     image. Clearing compares the entry with the version applied.
+//
 //   - B3 a checkpoint at L is written to meta only after image, sums and regions, as they were with everything
 //     ≤ L applied, are synced; the log is told only after meta is.
+//
 //   - B4 every block that Read gives was verified against its sum, from the log and from the image.
+//
 //   - B5 regions[r] ≥ the LSN of the last committed change in region r, on disk as well for all LSN ≤ checkpoint.
 //     It may be newer than true: that costs a needless copy, never a missed one.
+//
 //   - B6 the image and the sums are changed by one goroutine at a time (applyMu).
+//
 //   - B7 while the copying flag is set the image is not a prefix of history; the flag goes only when everything
 //     that was copied is stable and everything committed is applied.
+//
+//   - B8 a frame that cannot be read when it is to be applied is applied from the page table: the blocks that are still
+//     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The
+//     commit point is recorded before that, and a checkpoint follows at once.
 //
 // # How a read finds its block without locks around I/O
 //
@@ -105,8 +115,7 @@
 // # What is not found out here
 //
 // A page of data.crc that reads as zeroes though sums were written there turns its blocks into holes: 0 is a valid
-// sum. Comparing members (I12) finds it. A committed frame that rots in the log before it is applied poisons the
-// store when the applier meets it; the replica is then copied anew.
+// sum. Comparing members (I12) finds it.
 //
 // # What a crash leaves
 //

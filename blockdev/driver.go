@@ -85,6 +85,9 @@ func (s *Store) step(idle bool) (bool, error) {
 	if err := s.Err(); err != nil {
 		return false, err
 	}
+	if s.hurry {
+		return true, s.checkpoint(nil)
+	}
 	if s.pressure() > 0 && !s.o.broken.has(releaseEarly) {
 		if did, err := s.checkpointIfDue(false); did || err != nil {
 			return did, err

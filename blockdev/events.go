@@ -38,6 +38,14 @@ type EventRepaired struct{ Block uint64 }
 // written out, and give no space back.
 type EventNoHoles struct{ Dir string }
 
+// EventBrokenFrame tells of a committed frame that went bad in the log before it was applied: of the blocks whose
+// content it had, so many are lost here, and read as corrupt until they are repaired.
+type EventBrokenFrame struct {
+	First, Last  wal.LSN
+	Blocks, Lost int
+}
+
+func (EventBrokenFrame) event()  {}
 func (EventNoHoles) event()      {}
 func (EventRecovered) event()    {}
 func (EventCheckpoint) event()   {}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"lockstep/wal"
 	"lockstep/wal/vfs"
@@ -52,6 +53,7 @@ type Store struct {
 	applyMu      sync.Mutex
 	appliedAt    checkpoint // of the last frame applied
 	checkpointAt wal.Pos
+	hurry        bool // a checkpoint is due now
 	batch        batch
 	frames       []frameInfo // of the batch
 
@@ -150,6 +152,10 @@ func (s *Store) Marks() Marks {
 		End:        s.log.End(),
 	}
 }
+
+// OldestIO is how long the log's disk has been at what it was given first and is not done with; 0 when it has
+// nothing to do. A disk that hangs shows here before anything fails.
+func (s *Store) OldestIO() time.Duration { return s.log.OldestIO() }
 
 // EndSum is the chain that the next frame must have.
 func (s *Store) EndSum() uint32 { return s.log.EndSum() }

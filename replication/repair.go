@@ -12,7 +12,7 @@ import (
 	"lockstep/wal"
 )
 
-// A block of the primary's image that fails its checksum is fetched from a backup: a connection of its own carries
+// A block at the primary that fails its checksum, in the image or in the log, is fetched from a backup: a connection of its own carries
 // Fetch and is answered with Block, or closed. The backup's committed content is verified by its own checksum when it
 // is read; Store.Repair refuses it if the block may have changed since.
 
@@ -58,7 +58,7 @@ func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
 func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, block uint64, dst []byte) error {
 	for last, first := uint64(0), true; ; first = false {
 		var bad *blockdev.CorruptBlockError
-		if err == nil || !errors.As(err, &bad) || bad.InLog || (!first && bad.Block == last) {
+		if err == nil || !errors.As(err, &bad) || (!first && bad.Block == last) {
 			return err
 		}
 		if e := r.repair(bad.Block); e != nil {
@@ -68,7 +68,7 @@ func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, bloc
 	}
 }
 
-// repair replaces a bad block of the image by a backup's.
+// repair replaces a bad block by a backup's.
 func (r *Replica) repair(block uint64) error {
 	err := errNoCopy
 	for try := range repairTries {

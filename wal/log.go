@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"lockstep/wal/vfs"
 )
@@ -35,6 +37,10 @@ type Log struct {
 
 	writeMu sync.Mutex // held by Append, Cut and Reset
 	syncMu  sync.Mutex // held while files are synced, and by whoever wants no sync beside
+
+	clock   time.Time    // when the log was opened
+	writing atomic.Int64 // ns after clock when the write that is under way began, 0 if none is; changed under writeMu
+	syncing atomic.Int64 // likewise for the sync, under syncMu
 
 	mu sync.Mutex // guards everything below; never held during I/O
 
@@ -156,10 +162,27 @@ func (l *Log) enter(s Pos) error {
 // write puts bytes at a position. They must not span segments.
 func (l *Log) write(b []byte, at Pos) error {
 	file, off := l.locate(at)
-	if _, err := file.WriteAt(b, off); err != nil {
+	l.writing.Store(l.now())
+	_, err := file.WriteAt(b, off)
+	l.writing.Store(0)
+	if err != nil {
 		return l.poison("write", at, err)
 	}
 	return nil
+}
+
+func (l *Log) now() int64 { return 1 + int64(time.Since(l.clock)) }
+
+// OldestIO is how long the disk has been at the write or the sync that it was given first and is not done with; 0 when
+// it has nothing to do. A disk that hangs shows here.
+func (l *Log) OldestIO() time.Duration {
+	oldest := time.Duration(0)
+	for _, began := range []int64{l.writing.Load(), l.syncing.Load()} {
+		if began != 0 {
+			oldest = max(oldest, time.Duration(l.now()-began))
+		}
+	}
+	return oldest
 }
 
 // Sync makes every frame durable that was appended before the call, and returns the last one's LSN. It may run
@@ -190,7 +213,9 @@ func (l *Log) syncSegment(s Pos) error {
 	if l.o.broken.has(noSync) {
 		return nil
 	}
+	l.syncing.Store(l.now())
 	err := file.Sync()
+	l.syncing.Store(0)
 	if err != nil && l.o.broken.has(retrySync) {
 		err = file.Sync()
 	}
@@ -211,6 +236,22 @@ func (l *Log) poison(op string, at Pos, err error) error {
 			op, name, off, err)
 	}
 	return l.err
+}
+
+// Restore puts payload back, durably, that was appended at a position and went bad there. The owner knows from their
+// sums that the blocks are what was there, and that the position is not reused or cut meanwhile.
+func (l *Log) Restore(data []byte, at Pos) error {
+	if err := l.readable(data, at); err != nil {
+		return err
+	}
+	l.writeMu.Lock()
+	defer l.writeMu.Unlock()
+	l.syncMu.Lock()
+	defer l.syncMu.Unlock()
+	if err := l.Err(); err != nil {
+		return err
+	}
+	return l.writeStable(data, at)
 }
 
 // locate gives the file that holds a position, and the offset in it.
