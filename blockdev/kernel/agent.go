@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"lockstep/blockdev/nbd"
@@ -16,15 +17,18 @@ type Backend interface {
 	// Disk is what the kernel is told: bytes, and what the server can do. It is looked at when the device is made,
 	// not when it goes on.
 	Disk() (size uint64, flags nbd.TransmissionFlags)
-	// Serve answers the kernel until the connection ends, and closes it. ErrGoodbye says that the kernel ended it
-	// with NBD_CMD_DISC; an error that wraps ErrGone that there is nothing to serve any more.
-	Serve(conn net.Conn) error
-	// Close ends Serve, also one that is yet to begin, having waited a little for the requests that it has, and gives
-	// everything back. It may be called twice.
+	// Start takes a connection over, on which the kernel is going to be served. It returns when the storage has let
+	// this client in, or has refused it: the kernel gets its end afterwards.
+	Start(conn net.Conn) error
+	// Wait waits for the end of the connection. ErrGoodbye says that the kernel ended it with NBD_CMD_DISC; an error
+	// that wraps ErrGone that there is nothing to serve any more.
+	Wait() error
+	// Close ends Start and Wait, also those that are yet to begin, having waited a little for requests in flight, and
+	// gives everything back. It may be called twice.
 	Close()
 }
 
-// Why Serve ended.
+// Why a Backend ended, or refused to begin.
 var (
 	ErrGoodbye = errors.New("kernel: the device was detached")
 	ErrGone    = errors.New("kernel: the disk is gone")
@@ -130,18 +134,10 @@ func NewAgent(o AgentOptions) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	for a.state != stateOver {
 		backend, err := a.o.Open(ctx)
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				backend.Close()
+		if err != nil {
+			if err = a.refused(ctx, err); err != nil {
+				return err
 			}
-			return a.leave(ctx)
-		case errors.Is(err, ErrGone):
-			return a.giveUp(err)
-		case err != nil && a.state == stateNone:
-			return err
-		case err != nil:
-			a.pause(ctx, err)
 			continue
 		}
 		err = a.live(ctx, backend)
@@ -156,24 +152,36 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // live gives the device a socket and serves it until it ends.
 func (a *Agent) live(ctx context.Context, b Backend) error {
-	conn, resumed, err := a.link(b)
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	if err = b.Start(ours); err != nil {
+		theirs.Close()
+		return a.refused(ctx, err)
+	}
+	resumed := a.state == stateWaiting
+	err = a.link(b, theirs)
+	theirs.Close()
+	if err == nil && !taken(ours) {
+		err = errNotTaken
+	}
 	switch {
 	case errors.Is(err, errNotTaken):
 		a.pause(ctx, err)
 		return nil
-	case errors.Is(err, ErrNotConfigured) && a.state == stateWaiting && !a.served:
-		a.state = stateNone // it was of an earlier agent, and is gone: a reboot, a detach
-		return nil
 	case errors.Is(err, ErrUnsupported):
 		return err // the device is lost, and its requests have failed
-	case errors.Is(err, ErrNotConfigured) && a.state == stateWaiting:
+	case errors.Is(err, ErrNotConfigured) && resumed && !a.served:
+		a.state = stateNone // it was of an earlier agent, and is gone: a reboot, a detach
+		return nil
+	case errors.Is(err, ErrNotConfigured) && resumed:
 		a.state = stateOver // somebody detached it while it had no socket
 		return nil
 	case err != nil:
 		return err
 	}
 	if err := a.o.Attached(a.index, resumed); err != nil {
-		conn.Close()
 		if !resumed {
 			err = errors.Join(err, a.o.Driver.Disconnect(a.index))
 		}
@@ -185,39 +193,39 @@ func (a *Agent) live(ctx context.Context, b Backend) error {
 	}
 	a.o.OnEvent(Event{Kind: kind, Index: a.index, After: time.Since(a.waiting)})
 	a.state, a.served, a.told = stateServing, true, false
-	return a.serve(ctx, b, conn)
+	return a.serve(ctx, b, ours)
 }
 
-// link makes the pair and hands the kernel its end.
-func (a *Agent) link(b Backend) (conn net.Conn, resumed bool, err error) {
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return nil, false, err
+// refused is what a backend's failure to begin means.
+func (a *Agent) refused(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, ErrGone):
+		return a.giveUp(err)
+	case ctx.Err() != nil:
+		return a.leave(ctx)
+	case a.state == stateNone:
+		return err
 	}
-	if a.state == stateNone {
-		c := a.o.Config
-		c.Size, c.Flags = b.Disk()
-		a.index, err = a.o.Driver.Connect(a.o.Index, c, theirs)
-	} else {
-		resumed = true
-		err = a.o.Driver.Reconfigure(a.index, a.o.Config.Identifier, theirs)
+	a.pause(ctx, err)
+	return nil
+}
+
+// link hands the kernel its end.
+func (a *Agent) link(b Backend, theirs *os.File) (err error) {
+	if a.state == stateWaiting {
+		return a.o.Driver.Reconfigure(a.index, a.o.Config.Identifier, theirs)
 	}
-	theirs.Close()
-	if err == nil && !taken(ours) {
-		err = errNotTaken
-	}
-	if err != nil {
-		ours.Close()
-		return nil, false, err
-	}
-	return ours, resumed, nil
+	c := a.o.Config
+	c.Size, c.Flags = b.Disk()
+	a.index, err = a.o.Driver.Connect(a.o.Index, c, theirs)
+	return err
 }
 
 // serve runs the backend on the socket, and decides what its end means.
 func (a *Agent) serve(ctx context.Context, b Backend, conn net.Conn) error {
 	since := time.Now()
 	ended := make(chan error, 1)
-	go func() { ended <- b.Serve(conn) }() // ends with the connection, which Close sees to
+	go func() { ended <- b.Wait() }() // ends with the connection, which Close sees to
 	err := a.watch(ctx, b, conn, ended)
 	a.waiting = time.Now()
 	switch {

@@ -20,7 +20,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // life is a Backend that answers every request with success, as far as the tests need it.
 type life struct {
 	number int
-	stuck  bool // Serve notices nothing before Close
+	stuck  bool  // Wait notices nothing before Close
+	refuse error // what Start returns
 
 	mu   sync.Mutex
 	conn net.Conn
@@ -30,16 +31,19 @@ type life struct {
 
 func (l *life) Disk() (uint64, nbd.TransmissionFlags) { return 1 << 30, nbd.FlagHasFlags }
 
-func (l *life) Serve(conn net.Conn) error {
+func (l *life) Start(conn net.Conn) error {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.conn = conn
-	l.mu.Unlock()
-	defer conn.Close()
-	select {
-	case <-l.done: // Close came first
-		return net.ErrClosed
-	default:
+	if l.refuse != nil {
+		conn.Close()
 	}
+	return l.refuse
+}
+
+func (l *life) Wait() error {
+	conn := l.conn
+	defer conn.Close()
 	if l.stuck {
 		<-l.done
 	}
@@ -77,7 +81,7 @@ func (l *life) Close() {
 	}
 }
 
-// endWith makes Serve return an error.
+// endWith makes Wait return an error.
 func (l *life) endWith(err error) {
 	l.mu.Lock()
 	l.end = err
@@ -143,7 +147,9 @@ func (r *rig) await(kind EventKind) Event {
 				return e
 			}
 		case err := <-r.over:
-			r.t.Fatalf("the agent ended before %v: %v", kind, err)
+			if r.over <- err; len(r.events) == 0 { // the channel has room for one
+				r.t.Fatalf("the agent ended without %v: %v", kind, err)
+			}
 		case <-time.After(hangGuard):
 			r.t.Fatalf("no event %v", kind)
 		}
@@ -187,10 +193,10 @@ func TestDetachIsAGoodEnd(t *testing.T) {
 	if err := r.k.open(t).Disconnect(index); err != nil {
 		t.Fatal(err)
 	}
-	r.await(EventDetached)
 	if err := r.ended(); err != nil {
 		t.Error(err)
 	}
+	r.await(EventDetached) // told before the end
 }
 
 // A socket that ends without a goodbye is replaced, behind a new backend (K5, K7).
@@ -266,7 +272,6 @@ func TestAnothersDeviceIsLeftAlone(t *testing.T) {
 func TestGoneDiskTakesItsDeviceAlong(t *testing.T) {
 	r := run(t, newFakeKernel(t), nil)
 	index := r.await(EventAttached).Index
-	r.answeredBy(index) // it serves
 	(<-r.lives).endWith(ErrGone)
 	if err := r.ended(); !errors.Is(err, ErrGone) {
 		t.Errorf("got %v", err)
@@ -294,6 +299,53 @@ func TestStuckBackendIsClosedWhenTheKernelHangsUp(t *testing.T) {
 			k.giveUp(index)
 			r.await(EventResumed)
 		})
+	}
+}
+
+// A client that is refused gets no device, not even for a moment; a device that waits is given up only when the disk is
+// somebody else's now.
+func TestRefusedClientGetsNoDevice(t *testing.T) {
+	refusing := func(err error) func(*AgentOptions, *rig) {
+		return func(o *AgentOptions, _ *rig) {
+			open := o.Open
+			o.Open = func(ctx context.Context) (Backend, error) {
+				b, _ := open(ctx)
+				b.(*life).refuse = err
+				return b, nil
+			}
+		}
+	}
+	held := errors.New("held by another")
+	k := newFakeKernel(t)
+	if err := run(t, k, refusing(held)).ended(); !errors.Is(err, held) {
+		t.Errorf("got %v", err)
+	}
+	if len(k.calls) > 0 {
+		t.Errorf("the driver was asked for %v", k.calls)
+	}
+
+	first := run(t, k, nil)
+	index := first.await(EventAttached).Index
+	first.stop()
+	first.ended()
+	again := func(err error) func(*AgentOptions, *rig) {
+		return func(o *AgentOptions, r *rig) {
+			refusing(err)(o, r)
+			o.Index, o.Resume = index, true
+		}
+	}
+	second := run(t, k, again(held))
+	second.await(EventRetry)
+	second.stop()
+	second.ended()
+	if k.device(index) == nil {
+		t.Fatal("the device was given up")
+	}
+	if err := run(t, k, again(errors.Join(held, ErrGone))).ended(); !errors.Is(err, ErrGone) {
+		t.Errorf("got %v", err)
+	}
+	if k.device(index) != nil {
+		t.Error("the device is still there")
 	}
 }
 

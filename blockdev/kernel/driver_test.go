@@ -107,7 +107,7 @@ func TestDeviceIsReadFromSys(t *testing.T) {
 	if !used.Attached() || used.Size() != 1<<30 || used.Identifier() != "lockstep vol0" {
 		t.Errorf("nbd1: %v %d %q", used.Attached(), used.Size(), used.Identifier())
 	}
-	if err := errors.Join(used.setReplay(), free.setReplay()); err != nil {
+	if err := errors.Join(used.SetReplay(), free.SetReplay()); err != nil {
 		t.Error(err)
 	}
 	if s, _ := used.attr("queue/io_timeout"); s != "5000" {
