@@ -22,7 +22,7 @@ const stopGrace = 8 * time.Second
 type running struct {
 	// close stops in good order: it says goodbye, finishes what was begun and leaves a clean shutdown behind.
 	close func(context.Context) error
-	// failed gets why the role cannot go on, if that ever happens.
+	// failed gets why the role cannot go on, if that ever happens; nil if it has come to its end.
 	failed <-chan error
 }
 
@@ -57,6 +57,10 @@ func serve(log zerolog.Logger, name string, start func() (running, error)) error
 	log.Info().Int("pid", os.Getpid()).Msg(name + " started")
 	select {
 	case err := <-role.failed:
+		if err == nil {
+			log.Info().Msg(name + " ended")
+			return nil
+		}
 		return ofRole(name, err)
 	case s := <-signals:
 		log.Info().Str("signal", s.String()).Msg(name + " stops")

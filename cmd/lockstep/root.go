@@ -37,6 +37,7 @@ Begin with: lockstep dev`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
+	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))
 	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newHandover(env))
 	addGroup(root, "repair", "Inspection:", newWAL(env))
 	return root

@@ -1,0 +1,385 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"lockstep/blockdev/kernel"
+	"lockstep/blockdev/nbd"
+	"lockstep/replication/gateway"
+)
+
+// linkDir has a link to the device of each attached volume, whatever its number.
+const linkDir = "/dev/lockstep"
+
+// attachOptions are the command line of `lockstep attach`.
+type attachOptions struct {
+	volume string
+	device string // "" for any
+	view   []string
+
+	readOnly, shared, takeOver bool
+	blockSize                  uint32
+	deadTimeout, timeout       time.Duration
+	driver                     string
+	fuse                       string
+	tls                        *nbd.TLSOptions
+	dir                        attachDir
+}
+
+func newAttach(env *environment) *cobra.Command {
+	var (
+		o            attachOptions
+		stateDir     string
+		list, asJSON bool
+		daemon       bool
+	)
+	cmd := &cobra.Command{
+		Use:   "attach VOLUME [/dev/nbdN]",
+		Short: "Make a volume a block device of this machine",
+		Long: `Make a volume a block device of this machine, /dev/nbdN, and serve it until it is detached. The command
+stays; it prints the device when it is there. ` + linkDir + `/VOLUME is a link to it.
+
+A file system on the device sees a failover as a pause. When this command is killed the device waits, and goes on
+when the command is started again. A signal detaches the device if nobody uses it, and else leaves it waiting.
+
+The volume is attached for this client alone, unless --shared is given.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return wantArgs()(cmd, args)
+			}
+			return wantArgs("VOLUME", "[/dev/nbdN]")(cmd, args)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&o.readOnly, "read-only", false, "make a device that cannot be written")
+	flags.BoolVar(&o.shared, "shared", false, "let others attach the volume too (ext4 and xfs must never be mounted twice)")
+	flags.BoolVar(&o.takeOver, "take-over", false, "end whoever has the volume now")
+	flags.Uint32Var(&o.blockSize, "block-size", 4096, "the device's sectors: 512, 1024, 2048 or 4096 bytes")
+	flags.DurationVar(&o.deadTimeout, "dead-timeout", 30*24*time.Hour, "how long the device waits for this command to be started again, before its requests fail")
+	flags.DurationVar(&o.timeout, "timeout", 0, "how long a request may wait for a primary before it fails; 0 waits for ever, which is what file systems want")
+	flags.StringVar(&o.driver, "driver", "auto", "how to talk to the kernel: auto, netlink or ioctl")
+	flags.StringVar(&o.fuse, "fuse", "", "do without the kernel's nbd driver: mount nbdfuse at this directory and make a loop device of it")
+	flags.StringVar(&stateDir, "state-dir", defaultStateDir, "where attachments are noted")
+	flags.BoolVar(&daemon, "daemon", false, "go to the background when the device is there")
+	flags.BoolVar(&list, "list", false, "list what is attached on this machine")
+	flags.BoolVar(&asJSON, "json", false, "with --list: as JSON")
+	o.tls = primaryTLSFlags(cmd)
+	servers := viewFlag(cmd, env)
+	logger := roleFlags(cmd)
+
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		abs, err := filepath.Abs(stateDir)
+		if err != nil {
+			return usagef("attach: --state-dir: %w", err)
+		}
+		o.dir = attachDir(abs)
+		if list {
+			return listAttached(env.stdout, o.dir, asJSON)
+		}
+		if err := o.setArgs(args); err != nil {
+			return err
+		}
+		if o.view, err = servers(devView); err != nil {
+			return err
+		}
+		log, err := logger()
+		if err != nil {
+			return err
+		}
+		if daemon {
+			return attachInBackground(env, o.dir, o.volume)
+		}
+		tell := readiness(env)
+		return serve(log, "attach", func() (running, error) {
+			if o.fuse != "" {
+				return startFuse(o, log, tell)
+			}
+			return startAttach(o, log, tell)
+		})
+	}
+	return cmd
+}
+
+// setArgs checks what the flags' types do not.
+func (o *attachOptions) setArgs(args []string) error {
+	o.volume = args[0]
+	if err := checkVolumeName(o.volume); err != nil {
+		return usagef("attach: %w", err)
+	}
+	if len(args) > 1 {
+		if _, err := kernel.ParseDevice(args[1]); err != nil {
+			return usagef("attach: %w", err)
+		}
+		o.device = args[1]
+	}
+	switch {
+	case o.driver != "auto" && o.driver != "netlink" && o.driver != "ioctl":
+		return usagef("attach: --driver %q: use auto, netlink or ioctl", o.driver)
+	case o.shared && o.takeOver:
+		return usagef("attach: --take-over makes no sense with --shared")
+	case o.fuse != "" && o.device != "":
+		return usagef("attach: --fuse makes a loop device: do not name %s", o.device)
+	case o.deadTimeout < time.Second:
+		return usagef("attach: --dead-timeout %v: must be at least 1s", o.deadTimeout)
+	}
+	c := kernel.Config{Size: uint64(o.blockSize), BlockSize: o.blockSize, DeadTimeout: o.deadTimeout, Identifier: "-"}
+	if err := c.Validate(); err != nil {
+		return usagef("attach: --block-size: %w", err)
+	}
+	return nil
+}
+
+// claimed is what the attachment is noted as, from now on: locked, and taken up again if it is there.
+func (o *attachOptions) claimed() (*attachment, *os.File, error) {
+	lock, err := o.dir.lock(o.volume)
+	if errors.Is(err, errAgentRuns) {
+		err = withHint(fmt.Errorf("volume %s is attached here already: %w", o.volume, err), "see `lockstep attach --list`")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := o.dir.begin(o.volume)
+	if err != nil {
+		lock.Close()
+		return nil, nil, err
+	}
+	a.View, a.Shared, a.ReadOnly, a.PID = o.view, o.shared, o.readOnly, os.Getpid()
+	return a, lock, nil
+}
+
+// as is who the client is for the cluster.
+func (o *attachOptions) as(a *attachment) gateway.AttachOptions {
+	return gateway.AttachOptions{
+		Session: a.Session, Generation: a.Generation, Exclusive: !o.shared, TakeOver: o.takeOver,
+		Keep: true, // while the device waits for another agent; attachment.release ends it
+	}
+}
+
+// open makes the backend of the attachment's next generation.
+func (o *attachOptions) open(ctx context.Context, a *attachment, g gateway.Options, log zerolog.Logger) (*volumeBackend, error) {
+	a.Generation++
+	if err := o.dir.save(a); err != nil {
+		return nil, fmt.Errorf("note the attachment: %w", err)
+	}
+	g.View, g.Timeout, g.PrimaryTLS = o.view, o.timeout, *o.tls
+	if g.Listen != "" && !o.shared {
+		g.Attach = o.as(a)
+	}
+	return openVolume(ctx, a, g, o.as(a), log)
+}
+
+// agentRun is an attachment to the kernel's driver that is served.
+type agentRun struct {
+	o      attachOptions
+	a      *attachment
+	log    zerolog.Logger
+	driver kernel.Driver
+	tell   func(device string)
+	stop   context.CancelFunc
+	over   chan struct{} // closed when the agent has ended
+}
+
+// startAttach begins to attach to the kernel's driver.
+func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ running, err error) {
+	a, lock, err := o.claimed()
+	if err != nil {
+		return running{}, err
+	}
+	r := &agentRun{o: o, a: a, log: log, tell: tell, over: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if r.driver, err = openDriver(o.driver); err != nil {
+		return running{}, err
+	}
+	options := kernel.AgentOptions{
+		Driver: r.driver, Index: kernel.AnyIndex,
+		Config: kernel.Config{BlockSize: o.blockSize, DeadTimeout: o.deadTimeout, Identifier: a.identifier()},
+		Open: func(ctx context.Context) (kernel.Backend, error) {
+			b, err := r.o.open(ctx, a, gateway.Options{}, log)
+			if err != nil {
+				return nil, err // not a nil *volumeBackend
+			}
+			return b, nil
+		},
+		Attached: r.attached,
+		OnEvent:  logKernelEvents(log),
+	}
+	if dev, waits := a.nbd(); waits {
+		if o.device != "" && o.device != dev.Path() {
+			return running{}, withHint(fmt.Errorf("volume %s waits at %s", a.Volume, dev.Path()), "attach it there, or `lockstep detach %s` first", a.Volume)
+		}
+		options.Index, options.Resume = dev.Index, true
+	} else {
+		a.Device, a.Era = "", 0
+		if o.device != "" {
+			dev, _ := kernel.ParseDevice(o.device)
+			options.Index = dev.Index
+		}
+	}
+	unwatch := func() {}
+	if n, ok := r.driver.(*kernel.Netlink); ok {
+		dead := make(chan int, 1)
+		options.LinkDead = dead
+		if unwatch, err = n.Watch(func(index int) {
+			select {
+			case dead <- index:
+			default: // one hint is there already
+			}
+		}); err != nil {
+			return running{}, err
+		}
+	}
+	agent, err := kernel.NewAgent(options)
+	if err != nil {
+		return running{}, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	failed := make(chan error, 1)
+	go func() { // ends by stop, or when the device is detached
+		err := agent.Run(ctx)
+		_, waits := a.nbd()
+		switch {
+		case ctx.Err() != nil:
+			err = nil // close has said what becomes of the device
+		case err == nil || !waits:
+			err = errors.Join(err, o.dir.forget(context.Background(), a))
+		}
+		unwatch()
+		r.driver.Close()
+		close(r.over)
+		lock.Close()
+		failed <- explainDriver(err)
+	}()
+	return running{close: r.close, failed: failed}, nil
+}
+
+// openDriver finds the kernel's driver in the way that was asked for.
+func openDriver(how string) (kernel.Driver, error) {
+	var d kernel.Driver
+	var err error
+	switch how {
+	case "netlink":
+		d, err = kernel.OpenNetlink()
+	case "ioctl":
+		d, err = kernel.OpenIoctl()
+	default:
+		d, err = kernel.Open()
+	}
+	if err != nil {
+		return nil, explainDriver(err)
+	}
+	return d, nil
+}
+
+// attached notes where the volume is, before the first request is served, and tells whoever waits.
+func (r *agentRun) attached(index int, resumed bool) error {
+	dev := kernel.DeviceAt(index)
+	a := r.a
+	a.Device, a.Size, a.Identified, a.Boot = dev.Path(), dev.Size(), dev.Identifier() == a.identifier(), bootID()
+	r.o.takeOver = false // once: two machines must not take a disk from each other again and again
+	if err := r.o.dir.save(a); err != nil {
+		return fmt.Errorf("note the device: %w", err)
+	}
+	if err := dev.SetReplay(); err != nil {
+		r.log.Warn().Err(err).Msg("after the next start of the agent, requests wait for up to 30 s")
+	}
+	if err := makeLink(a.Volume, dev.Path()); err != nil {
+		r.log.Warn().Err(err).Msg("there is no link to the device")
+	}
+	r.tell(dev.Path())
+	return nil
+}
+
+// forget is the end of an attachment.
+func (d attachDir) forget(ctx context.Context, a *attachment) error {
+	if a.Device != "" {
+		removeLink(a.Volume, a.Device)
+	}
+	if err := a.release(ctx); err != nil {
+		return withHint(fmt.Errorf("volume %s stays claimed by this machine: %w", a.Volume, err), "`lockstep detach %s` when a view server answers", a.Volume)
+	}
+	return d.remove(a.Volume)
+}
+
+// close detaches the device if nobody uses it, and else leaves it to the next agent.
+func (r *agentRun) close(ctx context.Context) error {
+	if dev, ok := r.a.nbd(); ok {
+		if err := settle(ctx, dev.Path(), r.a.PID); err != nil {
+			r.log.Warn().Err(err).Msg("the device waits: start `lockstep attach` again, or unmount it and `lockstep detach`")
+		} else if err := r.driver.Disconnect(dev.Index); err == nil {
+			select {
+			case <-r.over:
+				return nil
+			case <-ctx.Done():
+			}
+		}
+	}
+	r.stop()
+	<-r.over
+	return nil
+}
+
+// makeLink points linkDir/VOLUME at a device.
+func makeLink(volume, device string) error {
+	if err := os.MkdirAll(linkDir, 0o755); err != nil {
+		return err
+	}
+	target := filepath.Join("..", filepath.Base(device))
+	link := filepath.Join(linkDir, volume)
+	if now, err := os.Readlink(link); err == nil && now == target {
+		return nil
+	}
+	next := link + ".new"
+	_ = os.Remove(next) // of an agent that was killed here
+	if err := os.Symlink(target, next); err != nil {
+		return err
+	}
+	return os.Rename(next, link)
+}
+
+// removeLink takes the link away, if it still points there.
+func removeLink(volume, device string) {
+	link := filepath.Join(linkDir, volume)
+	if now, err := os.Readlink(link); err == nil && now == filepath.Join("..", filepath.Base(device)) {
+		_ = os.Remove(link)
+	}
+}
+
+// explainDriver puts what an operator can do behind an error of the driver.
+func explainDriver(err error) error {
+	switch {
+	case errors.Is(err, kernel.ErrNoDriver):
+		return withHint(err, "`modprobe nbd`, or use `lockstep attach --fuse DIRECTORY`, which needs nbdfuse")
+	case errors.Is(err, kernel.ErrBusy):
+		return withHint(err, "leave the device out to get a free one, or load more (`modprobe nbd nbds_max=64`)")
+	case errors.Is(err, os.ErrPermission):
+		return withHint(err, "attaching takes root")
+	}
+	return err
+}
+
+// logKernelEvents logs what happens to a device.
+func logKernelEvents(log zerolog.Logger) func(kernel.Event) {
+	return func(e kernel.Event) {
+		line := eventLine(log, e.Err)
+		if e.Index != kernel.AnyIndex {
+			line.Str("device", kernel.DeviceAt(e.Index).Path())
+		}
+		if e.After > 0 {
+			line.Dur("after_ms", e.After)
+		}
+		line.Msg(e.Kind.String())
+	}
+}
