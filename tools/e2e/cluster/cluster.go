@@ -27,6 +27,7 @@ type Options struct {
 	Volume string // default vol0
 	Size   string // default 256M
 	Sync   string // default always
+	Host   string // address of this machine that everything listens at, if there is no Lab; default 127.0.0.1
 	// NodeArgs are more arguments for every node.
 	NodeArgs []string
 	// GatewayArgs are more arguments for the gateway.
@@ -48,6 +49,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Sync == "" {
 		o.Sync = "always"
+	}
+	if o.Host == "" {
+		o.Host = "127.0.0.1"
 	}
 }
 
@@ -116,7 +120,7 @@ func (o *Options) placement() (placement, error) {
 		}
 		return p, nil
 	}
-	ports, err := FreePorts(2 + 2*o.Nodes)
+	ports, err := freePortsAt(o.Host, 2+2*o.Nodes)
 	if err != nil {
 		return placement{}, err
 	}

@@ -31,6 +31,9 @@ var theForker = sync.OnceValue(func() *forker {
 	return f
 })
 
+// StartCommand starts a command that is to die with this process, which its SysProcAttr has to ask for (Pdeathsig).
+func StartCommand(cmd *exec.Cmd) error { return theForker().start(cmd) }
+
 // start is cmd.Start on the forker's thread.
 func (f *forker) start(cmd *exec.Cmd) error {
 	err := make(chan error)

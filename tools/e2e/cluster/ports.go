@@ -15,13 +15,16 @@ const (
 )
 
 // FreePorts finds n addresses on the loopback interface that nobody listens at.
-func FreePorts(n int) ([]string, error) {
+func FreePorts(n int) ([]string, error) { return freePortsAt("127.0.0.1", n) }
+
+// freePortsAt is FreePorts for any address of this machine.
+func freePortsAt(host string, n int) ([]string, error) {
 	var addrs []string
 	for try := 0; len(addrs) < n; try++ {
 		if try == 100*n {
 			return nil, fmt.Errorf("cluster: no free port between %d and %d", portMin, portMax)
 		}
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(portMin+rand.IntN(portMax-portMin)))
+		addr := net.JoinHostPort(host, strconv.Itoa(portMin+rand.IntN(portMax-portMin)))
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue
