@@ -37,6 +37,7 @@ type cluster struct {
 	segmentBytes  int64
 	diskTime      time.Duration
 	applyEvery    time.Duration
+	leases        bool // clocks are good enough for them
 	stormTime     time.Duration
 	load          bool
 	mayFailReads  bool // a block was damaged
@@ -52,6 +53,7 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.logBytes = c.segmentBytes * int64(3+w.rng.IntN(3))
 	c.diskTime = []time.Duration{5, 20, 100, 400}[w.rng.IntN(4)] * time.Microsecond
 	c.applyEvery = []time.Duration{5, 50, 400, 2000}[w.rng.IntN(4)] * time.Millisecond
+	c.leases = w.one(2)
 	c.stormTime = w.between(time.Second, 6*time.Second)
 	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
 	c.views.onView = c.checkView

@@ -125,7 +125,7 @@ func (m *machine) open(v viewsvc.Volume) error {
 	if err != nil {
 		return err
 	}
-	r, err := replication.OpenReplica(replication.ReplicaOptions{Store: st, Cluster: clusterID, Volume: v, Runtime: p,
+	r, err := replication.OpenReplica(replication.ReplicaOptions{Store: st, Cluster: clusterID, Volume: v, Runtime: p, Leases: m.c.leases,
 		Propose: func(_ context.Context, q viewsvc.Proposal) (viewsvc.View, error) {
 			return m.c.views.propose(p, m.name, q)
 		},

@@ -42,7 +42,7 @@ var mutants = []mutant{
 		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n" +
 			"	if " + on("noviewrec") + " && r.end > 0 {\n r.putFrame(fb)\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
 	{"openearly", "pause,kill,isolate", 2000, []edit{ // a primary opens before its first record is everywhere
-		{"replication/core_primary.go", "c.commit >= c.openAt {", "(c.commit >= c.openAt || " + on("openearly") + ") {"}}},
+		{"replication/core_primary.go", "|| c.commit < c.openAt ||", "|| c.commit < c.openAt && " + off("openearly") + " ||"}}},
 	{"commitearly", "kill,pause,oneway", 4000, []edit{ // a new primary commits before its first record has its place
 		{"replication/core_primary.go", "c.state == StateOpening && c.openAt == 0 {", "c.state == StateOpening && c.openAt == 0 && " + off("commitearly") + " {"}}},
 	{"ackwritten", "power,blackout,slowdisk", 2000, []edit{ // what is written counts, in sync mode always
@@ -88,6 +88,16 @@ var mutants = []mutant{
 		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
 	{"copybase", "wipe,kill,power,reset", 4000, []edit{ // a copy that is taken up again forgets where the image was
 		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
+	{"nograntwait", "pause,isolate,oneway", 3000, []edit{ // a new primary opens while its grant to the former one runs
+		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
+	{"forgetgrant", "kill,isolate,oneway", 4000, []edit{ // a restarted replica forgets what it may have promised
+		{"replication/core.go", "	if s.View.Num > 0 {\n		// What the process", "	if s.View.Num > 0 && " + off("forgetgrant") + " {\n		// What the process"}}},
+	{"cachedlease", "pause,isolate,oneway", 3000, []edit{ // a lease that ran once runs for ever
+		{"replication/core_primary.go", "at < c.leased() {", "(at < c.leased() || " + on("cachedlease") + " && c.leased() > 0) {"}}},
+	{"leasefromone", "isolate,oneway,pause", 3000, []edit{ // one member's grant is enough
+		{"replication/core_lease.go", "			until = min(until, p.lease)\n", "			until = min(until, p.lease)\n			if " + on("leasefromone") + " && p.lease > 0 {\n return p.lease\n }\n"}}},
+	{"noslack", "clock,isolate,oneway,pause", 4000, []edit{ // clocks are taken to run at one rate, and grants to arrive at once
+		{"replication/core_lease.go", "return g*9/10 - clockSlack", "if " + on("noslack") + " {\n return g * 11 / 10\n }\n return g*9/10 - clockSlack"}}},
 }
 
 // buildMutants builds the simulator with all mutants in it.

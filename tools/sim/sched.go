@@ -276,8 +276,14 @@ func (p *proc) clock() time.Duration {
 	return p.local + time.Duration(float64(p.w.now-p.since)*p.rate)
 }
 
-// real is how long a wait takes that this process's clock measures.
-func (p *proc) real(d time.Duration) time.Duration { return time.Duration(float64(d) / p.rate) }
+// real is how long a wait takes that this process's clock measures: no less, lest somebody who waits for a reading waits
+// again and again for the rest of a nanosecond.
+func (p *proc) real(d time.Duration) time.Duration {
+	if p.rate == 1 {
+		return d
+	}
+	return time.Duration(float64(d)/p.rate) + 2
+}
 
 // Go implements replication.Runtime.
 func (p *proc) Go(f func()) {
