@@ -146,3 +146,16 @@ func (f *file) Close() error {
 	f.closed = true
 	return err
 }
+
+// DropCache implements vfs.CacheDropper: what a failed sync lost is not seen any more, as a page that was written back
+// in vain is clean and not what is on the disk.
+func (f *file) DropCache() {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	n := f.n
+	n.pending = slices.DeleteFunc(n.pending, func(c *change) bool { return c.lost })
+	n.now = n.disk.clone()
+	for _, c := range n.pending {
+		c.apply(seenSide, nil)
+	}
+}

@@ -174,6 +174,10 @@ func TestFailedSyncIsNeverMadeUpFor(t *testing.T) {
 	if got := content(t, m); !bytes.Equal(got, []byte{2, 1, 3, 1}) {
 		t.Errorf("readers see %v", got)
 	}
+	f.(vfs.CacheDropper).DropCache()
+	if got := content(t, m); !bytes.Equal(got, []byte{1, 1, 3, 1}) {
+		t.Errorf("without the cache readers see %v", got)
+	}
 	if got := content(t, m.Crash(memfs.None)); !bytes.Equal(got, []byte{1, 1, 3, 1}) {
 		t.Errorf("on the disk is %v", got)
 	}
