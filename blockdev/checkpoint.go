@@ -90,11 +90,15 @@ func (s *Store) syncImage() error {
 	if err := s.image.sync(); err != nil {
 		return fmt.Errorf("sync image: %w", err)
 	}
-	if err := s.sums.f.sync(); err != nil {
-		return fmt.Errorf("sync checksums: %w", err)
+	if !s.o.broken.has(sumsUnsynced) {
+		if err := s.sums.f.sync(); err != nil {
+			return fmt.Errorf("sync checksums: %w", err)
+		}
 	}
-	if err := s.regions.f.sync(); err != nil {
-		return fmt.Errorf("sync regions: %w", err)
+	if !s.o.broken.has(regionsUnsynced) {
+		if err := s.regions.f.sync(); err != nil {
+			return fmt.Errorf("sync regions: %w", err)
+		}
 	}
 	return nil
 }

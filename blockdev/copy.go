@@ -121,6 +121,13 @@ func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex, protocol 
 	}
 	start := s.log.BlankAfter(to, chain)
 	begin := checkpoint{LSN: start.LSN, Pos: start.Pos, Chain: start.Chain}
+	if s.o.broken.has(resetFirst) {
+		if err := s.log.Reset(start); err != nil {
+			return s.poison(err)
+		}
+		start = s.log.BlankAfter(to, chain)
+		begin.Pos = start.Pos
+	}
 	err := s.saveMeta(func(m *meta) {
 		m.Flags |= flagCopying | flagBlank
 		m.Checkpoint, m.Commit, m.Epochs, m.Protocol = begin, to, epochs, protocol
@@ -211,6 +218,11 @@ func (s *Store) EndCopy(protocol []byte) error {
 	}
 	if have, need := s.committed.Load(), s.copyAsOf.Load(); have < need {
 		return fmt.Errorf("%w: regions up to %d, committed %d", ErrCopyBehind, need, have)
+	}
+	if s.o.broken.has(copyDoneEarly) {
+		if err := s.saveMeta(func(m *meta) { m.Flags &^= flagCopying; m.Protocol = protocol }); err != nil {
+			return err
+		}
 	}
 	return s.settle(func(m *meta) {
 		m.Flags &^= flagCopying

@@ -277,11 +277,23 @@ func openFile(fsys vfs.FS, dir, name string, want int64) (vfs.File, error) {
 		err = &DamagedError{name, fmt.Sprintf("is %d bytes long instead of %d", n, want)}
 	}
 	if err == nil {
-		err = f.Sync() // W6
+		err = syncOpened(f)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// syncOpened makes stable what a dead process left in the page cache, and drops it from there (W6): a page whose
+// write-back failed is clean, and not what is on the disk.
+func syncOpened(f vfs.File) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if c, ok := f.(vfs.CacheDropper); ok {
+		c.DropCache()
+	}
+	return nil
 }

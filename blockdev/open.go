@@ -122,6 +122,15 @@ func (s *Store) openFiles() error {
 	} else if err != nil {
 		return err
 	}
+	// W6, for names: a Format that was killed may have come as far as the last rename, and no further.
+	if !s.o.broken.has(namesUnsynced) {
+		if err := s.o.FS.SyncDir(s.o.Dir); err != nil {
+			return err
+		}
+		if err := syncAncestors(s.o.FS, s.o.Dir); err != nil {
+			return err
+		}
+	}
 	f, err := s.o.FS.Open(path.Join(s.o.Dir, metaName))
 	if err != nil {
 		return err
@@ -130,6 +139,7 @@ func (s *Store) openFiles() error {
 		f.Close()
 		return err
 	}
+	s.meta.broken = s.o.broken
 	size := s.meta.get().ID.Size
 	if f, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
 		return err

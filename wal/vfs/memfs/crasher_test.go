@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"lockstep/wal/vfs"
 	"lockstep/wal/vfs/memfs"
 )
 
@@ -145,6 +146,13 @@ func TestBadDisks(t *testing.T) {
 		}
 		m.Inject(nil)
 		must(t, f.Sync())
+		dropped := m.Kill()
+		g, err2 := dropped.Open("f")
+		must(t, err2)
+		g.(vfs.CacheDropper).DropCache()
+		if got := content(t, dropped); !bytes.Equal(got, c.disk) {
+			t.Errorf("%s: without a cache readers see %v", c.name, got)
+		}
 		if !errors.Is(err, c.err) {
 			t.Errorf("%s: %v", c.name, err)
 		}
