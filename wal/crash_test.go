@@ -265,7 +265,7 @@ func TestEveryCrashLeavesAPrefixWithAllThatWasDurable(t *testing.T) {
 	case testing.Short():
 		seeds, every = 1, 5
 	case raceEnabled:
-		every = 4
+		every = 10
 	}
 	for seed := *crashSeed; seed < *crashSeed+seeds; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -281,6 +281,9 @@ func TestEveryCrashLeavesAPrefixWithAllThatWasDurable(t *testing.T) {
 
 // TestCrashTestSeesEachBrokenRule shows that the test above can fail.
 func TestCrashTestSeesEachBrokenRule(t *testing.T) {
+	if raceEnabled {
+		t.Skip("takes long; tools/test runs it without the race detector")
+	}
 	for name, rule := range map[string]mutation{
 		"skipOpenSync":     skipOpenSync,
 		"ignorePayload":    ignorePayload,
