@@ -17,6 +17,8 @@
 //	data.img    raw image, exactly the volume's size, sparse
 //	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
 //	regions     8 bytes per region of RegionBytes: LSN of the last committed change, or newer
+//	scrub       how far the background scrub came: magic "LKSTSCRB", next block, end of the last whole pass in ns since
+//	            1970, crc32c of these 24 bytes; never synced, made when it is missing, not believed when it is bad
 //	wal/        the log's segments (package wal)
 //
 // data.crc and regions are padded to whole 4 KiB pages. A block with sum 0 is never looked up in the image; the
@@ -111,6 +113,21 @@
 // blocks ever have the same log position, and an image block changes only while it has an entry. If it does not match, look up again:
 // a changed entry or sum means that applier or committer came in between, and the read is tried again; the
 // same entry and sum mean that the block is bad.
+//
+// # The applier beside the clients
+//
+// Clients wait for the log's syncs, and nobody for the applier. So it is lazy: up to a quarter of the log is left to it
+// while clients write, and blocks that are written again meanwhile go to their place once. It sorts what it applies, and
+// never has more than a small burst in the device's queue (paced.go). Above three quarters of the log, Delay holds
+// frames up, a little at first (pressure.go), and checkpoints come with each segment; a log without room takes no
+// frame before OnRoom.
+//
+// # Scrubbing
+//
+// A pass reads the live log and every block with a sum, from the device and past the page cache, at a bounded rate, and
+// waits while clients keep the disk busy (scrub.go). A bad block is repaired from the page cache if that is still
+// right, else by the Repairer that replication sets; else it stays as it is and is an error for whoever reads it. Background passes
+// begin a week after the last ended (scrubber.go).
 //
 // # What is not found out here
 //

@@ -45,6 +45,10 @@ type EventBrokenFrame struct {
 	Blocks, Lost int
 }
 
+// EventScrubbed follows each whole pass of a scrub.
+type EventScrubbed struct{ Scrubbed }
+
+func (EventScrubbed) event()     {}
 func (EventBrokenFrame) event()  {}
 func (EventNoHoles) event()      {}
 func (EventRecovered) event()    {}

@@ -220,7 +220,7 @@ func clearHalfFormatted(fsys vfs.FS, dir string) error {
 		return ErrNotEmpty
 	}
 	// The mark goes last: until then the directory is recognised as half-formatted.
-	for _, n := range []string{imageName, sumsName, regionsName, walName, walName + ".new", metaNewName} {
+	for _, n := range []string{imageName, sumsName, regionsName, scrubName, walName, walName + ".new", metaNewName} {
 		if n == metaNewName {
 			if err := fsys.SyncDir(dir); err != nil {
 				return err

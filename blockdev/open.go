@@ -34,6 +34,7 @@ func OpenStore(o StoreOptions) (*Store, error) {
 		close(s.stopped)
 	} else {
 		go s.drive() // until Close; blocks on storage only
+		s.startScrub()
 	}
 	return s, nil
 }
@@ -222,6 +223,9 @@ func (s *Store) closeFiles() error {
 	if s.meta != nil {
 		errs = append(errs, s.meta.f.Close())
 	}
+	if s.scrub.f != nil {
+		errs = append(errs, s.scrub.f.Close())
+	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}
@@ -238,6 +242,7 @@ func (s *Store) Close() error {
 		close(s.stop)
 	}
 	<-s.stopped
+	s.stopScrub()
 	err := s.Err()
 	if err == nil {
 		err = s.settle(func(m *meta) {
@@ -257,5 +262,6 @@ func (s *Store) Abandon() error {
 		close(s.stop)
 	}
 	<-s.stopped
+	s.stopScrub()
 	return s.closeFiles()
 }

@@ -18,16 +18,21 @@ func (s *Store) Repair(block uint64, data []byte, asOf wal.LSN) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	sum := wal.BlockSum(block, data)
 	var l [1]loc
 	s.table.lookup(block, l[:])
+	return s.repairLocked(block, data, l[0], asOf)
+}
+
+// repairLocked repairs a block that the page table has at l. applyMu is held.
+func (s *Store) repairLocked(block uint64, data []byte, l loc, asOf wal.LSN) error {
+	sum := wal.BlockSum(block, data)
 	switch {
-	case l[0].isZero(), !l[0].inImage() && l[0].sum != sum:
+	case l.isZero(), !l.inImage() && l.sum != sum:
 		return fmt.Errorf("%w: block %d as of %d", ErrStale, block, asOf)
-	case !l[0].inImage():
+	case !l.inImage():
 		// The same bytes as were there, so that the frame is whole again. Neither reuse nor a cut can be in between:
 		// the entry is of a committed frame, and it goes only when the block is applied (W3, applyMu).
-		if err := s.log.Restore(data, l[0].pos); err != nil {
+		if err := s.log.Restore(data, l.pos); err != nil {
 			return s.poison(err)
 		}
 	default:

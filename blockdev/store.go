@@ -57,6 +57,9 @@ type Store struct {
 	batch        batch
 	frames       []frameInfo // of the batch
 
+	repairer atomic.Pointer[Repairer]
+	scrub    scrubber
+
 	wantRoom atomic.Bool   // somebody found the log full
 	kick     chan struct{} // wakes the driver
 	stop     chan struct{}
@@ -76,6 +79,10 @@ type StoreOptions struct {
 	BootID string
 	// Manual leaves applying and checkpoints to the caller, who calls Step. Otherwise one goroutine does it.
 	Manual bool
+	// ScrubRate is how fast the replica is scrubbed in the background, in bytes a second: 0 is DefaultScrubRate, less
+	// is not at all. ScrubEvery is the time between two passes; 0 is DefaultScrubEvery. Manual stores have no background.
+	ScrubRate  int64
+	ScrubEvery time.Duration
 	// CutAlways opens a log with a hole in what was stable (W7) by cutting it there, for a replica that will be
 	// brought up to date by others before it counts.
 	CutAlways bool

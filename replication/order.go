@@ -3,7 +3,6 @@ package replication
 import (
 	"errors"
 	"sync/atomic"
-	"time"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
@@ -136,7 +135,9 @@ func (r *Replica) order(a *after) {
 	r.takeBatch(fb)
 	r.mu.Unlock()
 	r.build(fb)
-	time.Sleep(r.store.Delay(fb.builder.Size())) // nothing, while the log has room
+	if d := r.store.Delay(fb.builder.Size()); d > 0 {
+		sleep(r.ctx, r.rt, d)
+	}
 	r.mu.Lock()
 	for i := range fb.batch {
 		fb.batch[i].s.busy--

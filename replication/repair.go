@@ -13,7 +13,7 @@ import (
 )
 
 // A block at the primary that fails its checksum, in the image or in the log, is fetched from a backup: a connection of its own carries
-// Fetch and is answered with Block, or closed. The backup's committed content is verified by its own checksum when it
+// Fetch and is answered with Block, or closed. The other's committed content is verified by its own checksum when it
 // is read; Store.Repair refuses it if the block may have changed since.
 
 // Limits of a repair.
@@ -90,17 +90,21 @@ func (r *Replica) repair(block uint64) error {
 	return err
 }
 
-// fetches are the questions to ask, one for each backup.
+// fetches are the questions to ask: a primary asks each backup, a backup asks the primary.
 func (r *Replica) fetches(block uint64) []fetch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := r.core.View()
+	peers := v.Backups
 	if v.Primary != r.id {
-		return nil
+		if r.core.State() != StateBackup {
+			return nil
+		}
+		peers = []viewsvc.ReplicaID{v.Primary}
 	}
-	list := make([]fetch, len(v.Backups))
-	for i, b := range v.Backups {
-		list[i] = fetch{Cluster: r.opts.Cluster, Volume: v.Volume, From: r.id, To: b, View: v.Num, Block: block}
+	list := make([]fetch, len(peers))
+	for i, p := range peers {
+		list[i] = fetch{Cluster: r.opts.Cluster, Volume: v.Volume, From: r.id, To: p, View: v.Num, Block: block}
 	}
 	return list
 }
@@ -132,11 +136,14 @@ func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
 	return body, wal.LSN(m.A), nil
 }
 
-// ServeFetch answers a primary that repairs a block. Only the present view's primary is answered, and only by a backup:
-// a learner may lack what is committed.
+// ServeFetch answers a member that repairs a block. The present view's primary is answered by a backup: a learner may
+// lack what is committed. A backup is answered by its view's primary, once that has begun to serve. What an old primary
+// says that was cut off does no harm: Store.Repair takes no content of before the block's last change here.
 func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
 	r.mu.Lock()
-	ok := !r.closed && r.core.State() == StateBackup && r.core.Accepts(f.From, f.View)
+	v := r.core.View()
+	ok := !r.closed && (r.core.State() == StateBackup && r.core.Accepts(f.From, f.View) ||
+		r.core.State() == StateOpen && v.Num == f.View && v.Has(f.From))
 	if ok {
 		r.running++ // the store stays open
 	}

@@ -71,3 +71,28 @@ func TestRottenBlockIsRepairedFromTheBackupElseEIO(t *testing.T) {
 		t.Errorf("its neighbour: %v", err)
 	}
 }
+
+// A scrub finds rot that nobody reads, and repairs it: at the primary from a backup, at a backup from the primary.
+func TestScrubRepairsFromTheOtherMember(t *testing.T) {
+	c := startCluster(t, 2)
+	c.create(viewsvc.Volume{Name: "vol0", Size: 16 << 20, Copies: 2, MinCopies: 1, Sync: viewsvc.SyncAlways})
+	v := c.safe("vol0", 2)
+	d := c.dial(v)
+	defer d.Close()
+	if _, err := d.WriteAt(bytes.Repeat([]byte("fresh..."), 8*blockdev.BlockSize/8), 0); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range []viewsvc.ReplicaID{v.View.Primary, v.View.Backups[0]} {
+		node := nodeOf(v, id).Node
+		c.rot(v, node, int64(i))
+		c.rot(v, node, int64(i+5))
+		st := c.nodes[node].replicaOf(v.Volume.ID).store
+		got, err := st.Scrub(t.Context(), 0)
+		if err != nil || got.Bad != 2 || got.Repaired != 2 {
+			t.Errorf("%s: %+v, %v", node, got, err)
+		}
+		if got, err = st.Scrub(t.Context(), 0); err != nil || got.Bad != 0 || got.Blocks < 8 {
+			t.Errorf("%s, once more: %+v, %v", node, got, err)
+		}
+	}
+}

@@ -154,6 +154,7 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		r.cancel()
 		return nil, err
 	}
+	r.store.SetRepairer(r.repair) // it ends when ctx does
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.start(r.commitLoop) // each of these ends with Close

@@ -29,6 +29,18 @@ func (l *Log) ReadCached(dst []byte, at Pos) bool {
 	return ok && c.ReadCachedAt(dst, off)
 }
 
+// ReadDirect is ReadAt from the device, past the page cache where that can be.
+func (l *Log) ReadDirect(dst []byte, at Pos) error {
+	if err := l.readable(dst, at); err != nil {
+		return err
+	}
+	file, off := l.locate(at)
+	if d, ok := file.(vfs.DirectReader); ok {
+		return d.ReadDirectAt(dst, off)
+	}
+	return l.read(dst, at)
+}
+
 // readable tells whether a position can be read.
 func (l *Log) readable(dst []byte, at Pos) error {
 	blocks := Pos(len(dst) / BlockSize)

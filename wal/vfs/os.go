@@ -109,6 +109,9 @@ type osFile struct {
 
 	closing sync.RWMutex
 	closed  bool // guarded by closing
+
+	directOnce sync.Once
+	direct     *os.File // the same file past the page cache; nil if it cannot be had
 }
 
 func newFile(f *os.File, err error) (File, error) {
@@ -123,6 +126,10 @@ func (f *osFile) Close() error {
 	f.closing.Lock()
 	defer f.closing.Unlock()
 	f.closed = true
+	f.directOnce.Do(func() {})
+	if f.direct != nil {
+		f.direct.Close()
+	}
 	return f.File.Close()
 }
 
@@ -266,6 +273,29 @@ func (f *osFile) ReadCachedAt(b []byte, off int64) bool {
 	defer f.closing.RUnlock()
 	n, err := unix.Preadv2(f.fd, [][]byte{b}, off, unix.RWF_NOWAIT)
 	return err == nil && n == len(b)
+}
+
+// ReadDirectAt implements DirectReader.
+func (f *osFile) ReadDirectAt(b []byte, off int64) error {
+	if err := f.enter("read"); err != nil {
+		return err
+	}
+	defer f.closing.RUnlock()
+	f.directOnce.Do(func() {
+		// By the descriptor: the name may be another file's by now.
+		d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.fd), os.O_RDONLY|unix.O_DIRECT, 0)
+		if err == nil {
+			f.direct = d
+		}
+	})
+	if f.direct != nil {
+		_, err := f.direct.ReadAt(b, off)
+		if !errors.Is(err, unix.EINVAL) { // what a file system says that opens it and cannot
+			return err
+		}
+	}
+	_, err := f.File.ReadAt(b, off)
+	return err
 }
 
 // enter keeps the descriptor open until closing.RUnlock.

@@ -79,3 +79,10 @@ type CacheReader interface {
 	// ReadCachedAt fills b if all of it is in memory; else it returns false, and what b holds is undefined.
 	ReadCachedAt(b []byte, off int64) bool
 }
+
+// DirectReader is a File that can read what is on the device, past the page cache, which it leaves as it is. Buffer,
+// offset and length are multiples of 4 KiB.
+type DirectReader interface {
+	// ReadDirectAt fills b. Where the file system cannot do it, it reads as ReadAt does.
+	ReadDirectAt(b []byte, off int64) error
+}
