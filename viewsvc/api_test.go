@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +107,44 @@ func TestForceIsRecordedAsDataLoss(t *testing.T) {
 	}
 	if _, err := c.Force(t.Context(), "vol0", "n9", ""); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a stranger: %v", err)
+	}
+}
+
+// TestEventsTellWhatHappened, once each, in order, and at once to who waits.
+func TestEventsTellWhatHappened(t *testing.T) {
+	_, c, nodes, before := startCluster(t)
+	past, err := c.Events(t.Context(), 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func(list []RecentEvent, want func(RecentEvent) bool) bool { return slices.ContainsFunc(list, want) }
+	isAdd := func(e RecentEvent) bool {
+		return e.Kind == EventView && e.Change == KindAdd && e.Volume == "vol0" && e.Primary != "" && len(e.Backups) == 1
+	}
+	if !has(past, func(e RecentEvent) bool { return e.Kind == EventLeading }) || !has(past, isAdd) {
+		t.Errorf("%+v", past)
+	}
+	last := past[len(past)-1].Seq
+	old := nodeOf(before, before.View.Primary)
+	nodes[old].kill()
+	dead := func(e RecentEvent) bool { return e.Kind == EventNodeDead && e.Node == old }
+	promoted := func(e RecentEvent) bool { return e.Kind == EventView && e.Change == KindPromote }
+	var news []RecentEvent
+	for start := time.Now(); (!has(news, dead) || !has(news, promoted)) && time.Since(start) < patience; {
+		more, err := c.Events(t.Context(), last, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range more {
+			if e.Seq <= last {
+				t.Fatalf("event %d again, after %d", e.Seq, last)
+			}
+			last = e.Seq
+			news = append(news, e)
+		}
+	}
+	if !has(news, dead) || !has(news, promoted) {
+		t.Errorf("%+v", news)
 	}
 }
 

@@ -163,6 +163,25 @@ func (c *Client) Views(ctx context.Context, name string) ([]HistoryEntry, error)
 	return h, nil
 }
 
+// Events are what the leader remembers of its own events, oldest first, with a higher number than after. With hold it
+// waits until there is one, WatchHold at most. A new leader remembers nothing from before.
+func (c *Client) Events(ctx context.Context, after uint64, hold bool) ([]RecentEvent, error) {
+	q := url.Values{"after": {strconv.FormatUint(after, 10)}}
+	patience := answerTimeout
+	if hold {
+		q.Set("hold", "1")
+		patience += WatchHold
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience+c.opt.CallTimeout)
+	defer cancel()
+	var list []RecentEvent
+	err := c.do(ctx, c.calls, call{method: http.MethodGet, path: "/v1/events?" + q.Encode(), out: &list, patience: patience})
+	if err != nil {
+		return nil, fmt.Errorf("events: %w", err)
+	}
+	return list, nil
+}
+
 // CreateVolume creates a volume and returns it with its ID. Zero Sync, Copies and MinCopies get the defaults:
 // always, 2 and 1. Its first view follows when a node has made its copy; Watch shows it.
 func (c *Client) CreateVolume(ctx context.Context, v Volume) (Volume, error) {

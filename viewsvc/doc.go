@@ -67,6 +67,7 @@
 //	GET    /v1/watch?volume=V&news=N   → VolumeStatus             held until News ≠ N, WatchHold at most
 //	GET    /v1/status                  → ClusterStatus
 //	GET    /v1/views?volume=V          → []HistoryEntry           oldest first
+//	GET    /v1/events?after=N&hold=1   → []RecentEvent            the leader's own; held until there is one, WatchHold at most
 //	POST   /v1/volumes                 Volume → Volume
 //	DELETE /v1/volumes/V
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most

@@ -35,14 +35,14 @@ func (s *Server) restored(state *State) {
 // flushLocked passes on what the Monitor wants done. mu is held.
 func (s *Server) flushLocked() {
 	out := s.mon.Take()
-	if out.News {
+	if out.News || len(out.Events) > 0 {
 		s.broadcastLocked()
 	}
 	if len(out.Commands)+len(out.Probes) > 0 {
 		s.todo.add(task{s.mon, out.Commands, out.Probes})
 	}
 	for _, e := range out.Events {
-		s.events.add(e)
+		s.noteLocked(e)
 	}
 }
 
@@ -109,8 +109,8 @@ func (s *Server) takeOffice() bool {
 	defer s.mu.Unlock()
 	s.mon = NewMonitor(s.state, s.opt.monitor(term))
 	s.flushLocked()
+	s.noteLocked(Event{Kind: EventLeading, Text: "view server " + s.opt.ID + ", cluster " + s.state.Cluster()})
 	s.broadcastLocked()
-	s.events.add(Event{Kind: EventLeading, Text: "cluster " + s.state.Cluster()})
 	return true
 }
 
@@ -122,7 +122,8 @@ func (s *Server) abdicate() {
 	}
 	s.mon = nil
 	s.broadcastLocked() // held requests are to look elsewhere
-	s.events.add(Event{Kind: EventFollowing})
+	s.recent.list = nil // another server's events are the ones that count now
+	s.noteLocked(Event{Kind: EventFollowing})
 }
 
 // tick is the Monitor's clock. A tick that is late by PauseAfter says that this process did not run, so that

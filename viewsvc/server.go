@@ -108,10 +108,11 @@ type Server struct {
 	wg   sync.WaitGroup
 	once sync.Once
 
-	mu    sync.Mutex // guards everything below
-	state *State
-	mon   *Monitor      // nil while this server does not lead
-	news  chan struct{} // closed and replaced when somebody's news grew or leadership changed
+	mu     sync.Mutex // guards everything below
+	state  *State
+	mon    *Monitor // nil while this server does not lead
+	recent recentEvents
+	news   chan struct{} // closed and replaced when somebody's news grew or leadership changed
 }
 
 // StartServer opens the data directory and serves until Close.

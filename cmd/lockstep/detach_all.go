@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -17,24 +18,17 @@ was ended so never gets back to the disk with what it has in memory; nothing tha
 Do this when the machine that had the volume attached exclusively is gone for good.`,
 		Args: wantArgs("NAME"),
 	}
-	connect := operatorFlags(cmd, env)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		vs, err := view.volume(ctx, args[0])
 		if err != nil {
 			return err
 		}
-		defer client.Close()
-		vs, err := findVolume(cmd.Context(), client, args[0])
-		if err != nil {
-			return explain(err, servers)
-		}
-		if _, err := client.Claim(cmd.Context(), args[0], viewsvc.ClaimChange{Act: viewsvc.ClaimEvict}); err != nil {
-			return explain(err, servers)
+		if _, err := view.Claim(ctx, args[0], viewsvc.ClaimChange{Act: viewsvc.ClaimEvict}); err != nil {
+			return err
 		}
 		fmt.Fprintf(env.stdout, "detached all clients of %s; it was attached exclusively by: %v\n", args[0], vs.Volume.Claim)
 		return nil
-	}
-	return cmd
+	})
 }
 
 // exclusiveHolder is who has a volume for itself, for people.

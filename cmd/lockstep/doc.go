@@ -17,8 +17,8 @@
 //
 // # Operator's commands
 //
-//	lockstep volume create|list|show|resume|delete
-//	lockstep status, lockstep views, lockstep handover
+//	lockstep volume create|list|show|resume|force|detach-all|delete
+//	lockstep status, lockstep views, lockstep events, lockstep handover
 //
 // They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is the one that `lockstep
 // dev` starts (127.0.0.1:7400). The roles have no such last resort: a node that joins the wrong cluster by default
@@ -57,8 +57,9 @@
 //
 //	main.go, root.go, exit.go     the command tree, errors to exit codes
 //	size.go, address.go, name.go  values on the command line
-//	status*.go, views.go          what the cluster looks like: a verdict first
-//	volume.go, handover.go        what an operator can change
+//	operator.go                   what the operator's commands have in common
+//	status*.go, views.go, events.go  what the cluster looks like, a verdict first, and how it came to that
+//	volume.go, handover.go, force.go what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
 //	dev*.go                       the cluster for trying things out

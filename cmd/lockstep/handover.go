@@ -24,22 +24,14 @@ Do this before you stop a node for maintenance.`,
 		Args: wantArgs("VOLUME"),
 	}
 	cmd.Flags().Var(&to, "to", "node that is to be primary (default: the backup with the longest log)")
-	connect := operatorFlags(cmd, env)
-
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		made, err := view.Handover(ctx, args[0], viewsvc.NodeID(to))
 		if err != nil {
 			return err
 		}
-		defer client.Close()
-		view, err := client.Handover(cmd.Context(), args[0], viewsvc.NodeID(to))
-		if err != nil {
-			return explain(err, servers)
-		}
-		fmt.Fprintf(env.stdout, "%s: primary is now %s, view %d\n", args[0], awaitOpen(cmd.Context(), client, args[0], view), view.Num)
+		fmt.Fprintf(env.stdout, "%s: primary is now %s, view %d\n", args[0], awaitOpen(ctx, view.Client, args[0], made), made.Num)
 		return nil
-	}
-	return cmd
+	})
 }
 
 // awaitOpen waits until the new primary is known to serve, so that a `lockstep status` that follows does not find the

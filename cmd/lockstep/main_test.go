@@ -17,7 +17,8 @@ func TestMain(m *testing.M) {
 // TestCommandLine runs the scripts of testdata/script: what is typed, what is answered, and with which exit code. They
 // have commands of their own:
 //
-//	view STATUS.json [VIEWS.json]   answers as a view server with these contents; sets $LOCKSTEP_VIEW
+//	view STATUS.json [VIEWS.json [EVENTS.json]]
+//	                                answers as a view server with these contents; sets $LOCKSTEP_VIEW
 //	exits CODE lockstep ARGS...     as exec, and checks the exit code
 //	replica, node, spoil            play with a node's data directory: datadir_test.go
 func TestCommandLine(t *testing.T) {
@@ -40,7 +41,7 @@ func TestCommandLine(t *testing.T) {
 
 func viewCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
-		ts.Fatalf("usage: view STATUS.json [VIEWS.json]")
+		ts.Fatalf("usage: view STATUS.json [VIEWS.json [EVENTS.json]]")
 	}
 	serve := func(pattern, content string) (string, http.HandlerFunc) {
 		return pattern, func(w http.ResponseWriter, _ *http.Request) {
@@ -53,6 +54,17 @@ func viewCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 1 {
 		mux.HandleFunc(serve("GET /v1/views", ts.ReadFile(args[1])))
 	}
+	if len(args) > 2 {
+		mux.HandleFunc(serve("GET /v1/events", ts.ReadFile(args[2])))
+	}
+	mux.HandleFunc("POST /v1/volumes/{name}/force", func(w http.ResponseWriter, r *http.Request) {
+		var in struct{ Node, Reason string }
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		if r.PathValue("name") != "vol0" || in.Node != "n2" || in.Reason != "fire" {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"volume": "V", "num": 9, "tenure": 9, "primary": "r2", "data_loss_gen": 1})
+	})
 	mux.HandleFunc("POST /v1/volumes", func(w http.ResponseWriter, r *http.Request) {
 		var v map[string]any
 		if err := json.NewDecoder(r.Body).Decode(&v); err != nil {

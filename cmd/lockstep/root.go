@@ -8,8 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"lockstep/viewsvc"
 )
 
 // viewVariable names the environment variable that --view defaults to.
@@ -38,7 +36,7 @@ Begin with: lockstep dev`,
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
 	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))
-	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newHandover(env))
+	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env), newHandover(env))
 	addGroup(root, "repair", "Inspection:", newWAL(env))
 	return root
 }
@@ -129,33 +127,4 @@ func viewFlag(cmd *cobra.Command, env *environment) func(fallback string) ([]str
 		}
 		return servers, nil
 	}
-}
-
-// connector makes a client of the view service that an operator's command means.
-type connector func() (*viewsvc.Client, []string, error)
-
-func operatorFlags(cmd *cobra.Command, env *environment) connector {
-	servers := viewFlag(cmd, env)
-	return func() (*viewsvc.Client, []string, error) {
-		list, err := servers(devView)
-		if err != nil {
-			return nil, nil, err
-		}
-		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: list, CallTimeout: operatorPatience})
-		return client, list, err
-	}
-}
-
-// explain puts what an operator can do behind an error of the view service.
-func explain(err error, servers []string) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, viewsvc.ErrNoLeader):
-		return withHint(fmt.Errorf("no view server answers at %s", strings.Join(servers, ",")),
-			"start one (`lockstep viewd`, `lockstep dev`), or name another with --view or $%s", viewVariable)
-	case errors.Is(err, viewsvc.ErrTimeout):
-		return withHint(err, "see `lockstep status`")
-	}
-	return err // the service's own errors say what to do
 }

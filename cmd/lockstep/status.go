@@ -37,22 +37,15 @@ does not answer or does not know the volume. With --watch it is that of the last
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; its shape is stable")
 	cmd.Flags().BoolVar(&watch, "watch", false, "look again every second, until interrupted")
-	connect := operatorFlags(cmd, env)
-
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
-		if err != nil {
-			return err
-		}
-		defer client.Close()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
 		volume := ""
 		if len(args) == 1 {
 			volume = args[0]
 		}
 		look := func(ctx context.Context, w io.Writer) error {
-			cluster, err := client.Status(ctx)
+			cluster, err := view.Status(ctx)
 			if err != nil {
-				return &cannotTellError{explain(err, servers)}
+				return &cannotTellError{explain(err, view.servers)}
 			}
 			report, ok := newStatusReport(cluster, volume)
 			if !ok {
@@ -68,11 +61,10 @@ does not answer or does not know the volume. With --watch it is that of the last
 			return statusExit(report)
 		}
 		if watch {
-			return watchStatus(cmd.Context(), env, look)
+			return watchStatus(ctx, env, look)
 		}
-		return look(cmd.Context(), env.stdout)
-	}
-	return cmd
+		return look(ctx, env.stdout)
+	})
 }
 
 // watchStatus looks until it is interrupted. On a terminal each look replaces the last. A view service that does not

@@ -159,7 +159,7 @@ func TestStatusShapesAreStable(t *testing.T) {
 func TestJSONListsAreNeverNull(t *testing.T) {
 	bare := viewsvc.VolumeStatus{Volume: viewsvc.Volume{Name: "vol0"}}
 	report, _ := newStatusReport(viewsvc.ClusterStatus{Volumes: []viewsvc.VolumeStatus{bare}}, "")
-	for _, v := range []any{report, newHistory(nil, nil), newHistory([]viewsvc.HistoryEntry{{}}, nil)} {
+	for _, v := range []any{report, newHistory(nil), newHistory([]viewsvc.HistoryEntry{{}})} {
 		b, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -19,6 +20,8 @@ type historyReport struct {
 	Backups []string  `json:"backups"` // nodes
 	Reason  string    `json:"reason"`
 	Time    time.Time `json:"time"`
+
+	kind viewsvc.Kind // for `lockstep events`
 }
 
 func newViews(env *environment) *cobra.Command {
@@ -29,42 +32,29 @@ func newViews(env *environment) *cobra.Command {
 		Args:  wantArgs("VOLUME"),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, oldest view first; its shape is stable")
-	connect := operatorFlags(cmd, env)
-
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		history, err := view.Views(ctx, args[0])
 		if err != nil {
 			return err
 		}
-		defer client.Close()
-		history, err := client.Views(cmd.Context(), args[0])
-		if err != nil {
-			return explain(err, servers)
-		}
-		cluster, err := client.Status(cmd.Context())
-		if err != nil {
-			return explain(err, servers)
-		}
-		var peers []viewsvc.Peer
-		for _, v := range cluster.Volumes {
-			if v.Volume.Name == args[0] {
-				peers = v.Peers
-			}
-		}
-		rows := newHistory(history, peers)
+		rows := newHistory(history)
 		if asJSON {
 			return writeJSON(env.stdout, rows)
 		}
 		writeHistory(env.stdout, rows)
 		return nil
-	}
-	return cmd
+	})
 }
 
-func newHistory(history []viewsvc.HistoryEntry, peers []viewsvc.Peer) []historyReport {
-	nodeOf := nodeNames(peers)
+func newHistory(history []viewsvc.HistoryEntry) []historyReport {
 	rows := make([]historyReport, 0, len(history))
 	for _, h := range history {
+		nodeOf := func(r viewsvc.ReplicaID) string {
+			if n := h.Nodes[r]; n != "" {
+				return string(n)
+			}
+			return string(r) // of a view server of an older release
+		}
 		row := historyReport{
 			Num:     uint64(h.View.Num),
 			Tenure:  uint64(h.View.Tenure),
@@ -72,6 +62,7 @@ func newHistory(history []viewsvc.HistoryEntry, peers []viewsvc.Peer) []historyR
 			Backups: []string{},
 			Reason:  h.Reason,
 			Time:    h.Time,
+			kind:    h.Kind,
 		}
 		for _, b := range h.View.Backups {
 			row.Backups = append(row.Backups, nodeOf(b))

@@ -14,11 +14,12 @@ import (
 func newVolume(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, show, resume, detach and delete volumes",
+		Short: "Create, list, show, resume, force, detach and delete volumes",
 		Args:  wantSubcommand,
 		RunE:  noSubcommand,
 	}
-	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env), newVolumeDetachAll(env), newVolumeDelete(env))
+	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env),
+		newVolumeForce(env), newVolumeDetachAll(env), newVolumeDelete(env))
 	return cmd
 }
 
@@ -52,26 +53,18 @@ func newVolumeCreate(env *environment) *cobra.Command {
 	flags.IntVar(&v.Copies, "copies", v.Copies, fmt.Sprintf("members that the view is to have, 1 to %d", viewsvc.MaxCopies))
 	flags.IntVar(&v.MinCopies, "min-copies", v.MinCopies, "members below which writes wait")
 	flags.Var(&sync, "sync", syncHelp)
-	connect := operatorFlags(cmd, env)
-
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
 		v.Name, v.Size, v.Sync = args[0], uint64(size), viewsvc.SyncMode(sync)
 		if err := checkVolume(v); err != nil {
 			return usagef("volume create: %w", err)
 		}
-		client, servers, err := connect()
+		made, err := view.CreateVolume(ctx, v)
 		if err != nil {
 			return err
 		}
-		defer client.Close()
-		made, err := client.CreateVolume(cmd.Context(), v)
-		if err != nil {
-			return explain(err, servers)
-		}
 		fmt.Fprintf(env.stdout, "created %s, %s, %d copies, sync %s\n", made.Name, formatSize(made.Size), made.Copies, made.Sync)
 		return nil
-	}
-	return cmd
+	})
 }
 
 // checkVolume finds what is wrong with a new volume before the view service is asked, which checks again.
@@ -95,16 +88,10 @@ func checkVolume(v viewsvc.Volume) error {
 
 func newVolumeList(env *environment) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List volumes", Args: wantArgs()}
-	connect := operatorFlags(cmd, env)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		client, servers, err := connect()
+	return operate(cmd, env, func(ctx context.Context, view *operator, _ []string) error {
+		cluster, err := view.Status(ctx)
 		if err != nil {
 			return err
-		}
-		defer client.Close()
-		cluster, err := client.Status(cmd.Context())
-		if err != nil {
-			return explain(err, servers)
 		}
 		table(env.stdout, func(row func(...any)) {
 			row("NAME", "SIZE", "COPIES", "MIN", "SYNC", "STATE", "PRIMARY")
@@ -114,8 +101,7 @@ func newVolumeList(env *environment) *cobra.Command {
 			}
 		})
 		return nil
-	}
-	return cmd
+	})
 }
 
 func newVolumeShow(env *environment) *cobra.Command {
@@ -124,16 +110,10 @@ func newVolumeShow(env *environment) *cobra.Command {
 		Short: "Show a volume: what was asked for, and what there is",
 		Args:  wantArgs("NAME"),
 	}
-	connect := operatorFlags(cmd, env)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		vs, err := view.volume(ctx, args[0])
 		if err != nil {
 			return err
-		}
-		defer client.Close()
-		vs, err := findVolume(cmd.Context(), client, args[0])
-		if err != nil {
-			return explain(err, servers)
 		}
 		r := newVolumeReport(vs)
 		table(env.stdout, func(row func(...any)) {
@@ -150,22 +130,7 @@ func newVolumeShow(env *environment) *cobra.Command {
 			row("state", verdictLine(r))
 		})
 		return nil
-	}
-	return cmd
-}
-
-func findVolume(ctx context.Context, client *viewsvc.Client, name string) (viewsvc.VolumeStatus, error) {
-	cluster, err := client.Status(ctx)
-	if err != nil {
-		return viewsvc.VolumeStatus{}, err
-	}
-	for _, vs := range cluster.Volumes {
-		// The name of a volume that is being deleted is free for another.
-		if vs.Volume.Name == name && !vs.Deleting {
-			return vs, nil
-		}
-	}
-	return viewsvc.VolumeStatus{}, withHint(fmt.Errorf("volume %q: %w", name, viewsvc.ErrNotFound), "see `lockstep volume list`")
+	})
 }
 
 func newVolumeResume(env *environment) *cobra.Command {
@@ -177,20 +142,13 @@ writes that were acknowledged but never flushed may be lost, and NBD has no way 
 reconnects. Restart what uses the volume (unmount, check, mount) before you resume it.`,
 		Args: wantArgs("NAME"),
 	}
-	connect := operatorFlags(cmd, env)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
-		if err != nil {
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		if err := view.Resume(ctx, args[0]); err != nil {
 			return err
-		}
-		defer client.Close()
-		if err := client.Resume(cmd.Context(), args[0]); err != nil {
-			return explain(err, servers)
 		}
 		fmt.Fprintf(env.stdout, "resumed %s\n", args[0])
 		return nil
-	}
-	return cmd
+	})
 }
 
 func newVolumeDelete(env *environment) *cobra.Command {
@@ -201,13 +159,7 @@ func newVolumeDelete(env *environment) *cobra.Command {
 		Args:  wantArgs("NAME"),
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask, which is done on a terminal only")
-	connect := operatorFlags(cmd, env)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		client, servers, err := connect()
-		if err != nil {
-			return err
-		}
-		defer client.Close()
+	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
 		if !yes && isTerminal(env.stdin) {
 			fmt.Fprintf(env.stderr, "Everything on %s will be lost. Type its name to go on: ", args[0])
 			answer, _ := bufio.NewReader(env.stdin).ReadString('\n') // an error leaves an answer that does not match
@@ -215,11 +167,10 @@ func newVolumeDelete(env *environment) *cobra.Command {
 				return withHint(fmt.Errorf("volume delete: %q was not deleted", args[0]), "type its name, or pass --yes")
 			}
 		}
-		if err := client.DeleteVolume(cmd.Context(), args[0]); err != nil {
-			return explain(err, servers)
+		if err := view.DeleteVolume(ctx, args[0]); err != nil {
+			return err
 		}
 		fmt.Fprintf(env.stdout, "deleted %s\n", args[0])
 		return nil
-	}
-	return cmd
+	})
 }

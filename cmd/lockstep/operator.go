@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/viewsvc"
+)
+
+// operator is the connection of one operator's command to the view service.
+type operator struct {
+	*viewsvc.Client
+	servers []string
+}
+
+// operate makes an operator's command of the work that it does: it resolves --view, connects, and puts what an operator
+// can do behind the error that the work ends with.
+func operate(cmd *cobra.Command, env *environment, work func(ctx context.Context, view *operator, args []string) error) *cobra.Command {
+	servers := viewFlag(cmd, env)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		list, err := servers(devView)
+		if err != nil {
+			return err
+		}
+		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: list, CallTimeout: operatorPatience})
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		view := &operator{client, list}
+		return explain(work(cmd.Context(), view, args), list)
+	}
+	return cmd
+}
+
+// explain puts what an operator can do behind an error of the view service.
+func explain(err error, servers []string) error {
+	var known *hint
+	switch {
+	case err == nil || errors.As(err, &known):
+		return err
+	case errors.Is(err, viewsvc.ErrNoLeader):
+		return withHint(fmt.Errorf("no view server answers at %s", strings.Join(servers, ",")),
+			"start one (`lockstep viewd`, `lockstep dev`), or name another with --view or $%s", viewVariable)
+	case errors.Is(err, viewsvc.ErrTimeout):
+		return withHint(err, "see `lockstep status`")
+	}
+	return err // the service's own errors say what to do
+}
+
+// volume finds a volume by its name.
+func (o *operator) volume(ctx context.Context, name string) (viewsvc.VolumeStatus, error) {
+	return findVolume(ctx, o.Client, name)
+}
+
+func findVolume(ctx context.Context, client *viewsvc.Client, name string) (viewsvc.VolumeStatus, error) {
+	cluster, err := client.Status(ctx)
+	if err != nil {
+		return viewsvc.VolumeStatus{}, err
+	}
+	for _, vs := range cluster.Volumes {
+		// The name of a volume that is being deleted is free for another.
+		if vs.Volume.Name == name && !vs.Deleting {
+			return vs, nil
+		}
+	}
+	return viewsvc.VolumeStatus{}, withHint(fmt.Errorf("volume %q: %w", name, viewsvc.ErrNotFound), "see `lockstep volume list`")
+}
