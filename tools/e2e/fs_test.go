@@ -26,8 +26,8 @@ type mounted struct {
 	dir        string // where ext4 is mounted, or ""
 }
 
-// attach makes a block device of an export. Whatever is left of it goes with the test.
-func attach(t *testing.T, uri string) *mounted {
+// attach makes a block device of an export, from a byte on. Whatever is left of it goes with the test.
+func attach(t *testing.T, uri string, from int64) *mounted {
 	t.Helper()
 	need(t, "nbdfuse", "losetup", "mkfs.ext4", "e2fsck", "mount", "umount")
 	if os.Getuid() != 0 {
@@ -49,7 +49,7 @@ func attach(t *testing.T, uri string) *mounted {
 		_, err := os.Stat(file)
 		return err
 	}))
-	m.loop = strings.TrimSpace(command(t, "losetup", "--find", "--show", file))
+	m.loop = strings.TrimSpace(command(t, "losetup", "--find", "--show", "--offset", fmt.Sprint(from), file))
 	return m
 }
 
@@ -168,60 +168,81 @@ func (f *tree) check(t *testing.T, dir string) {
 	t.Logf("%d files were fsynced, %d are there", len(f.files), n)
 }
 
+// fsArea is where a file system begins on a volume that other checkers use too.
+const fsArea = 128 << 20
+
+// fileSystem is an ext4 on a volume and those who write files on it.
+type fileSystem struct {
+	t       *testing.T
+	m       *mounted
+	f       *tree
+	end     func() // ends the writers and waits for them
+	writers chan error
+}
+
+// startFiles makes a file system on a volume, from a byte on, and begins to write files.
+func startFiles(t *testing.T, uri string, from int64) *fileSystem {
+	t.Helper()
+	m := attach(t, uri, from)
+	command(t, "mkfs.ext4", "-q", m.loop)
+	m.mount()
+	s, done := seed(t), make(chan struct{})
+	fs := &fileSystem{t: t, m: m, f: &tree{dir: m.dir, files: make(map[string][sha256.Size]byte)}, writers: make(chan error, 3)}
+	var all sync.WaitGroup
+	for i := range cap(fs.writers) {
+		rng := rand.New(rand.NewPCG(s, uint64(i)))
+		all.Go(func() { fs.writers <- fs.f.grow(rng, fmt.Sprint("dir", i), done) })
+	}
+	fs.end = sync.OnceFunc(func() { close(done); all.Wait() })
+	t.Cleanup(fs.end) // before the file system is taken apart
+	return fs
+}
+
+// goesOn waits until n more files were fsynced.
+func (fs *fileSystem) goesOn(n int) {
+	fs.t.Helper()
+	n += fs.f.size()
+	must(fs.t, cluster.Await(fs.t.Context(), serveLimit, "more files", func() error {
+		if have := fs.f.size(); have < n {
+			return fmt.Errorf("%d, want %d", have, n)
+		}
+		return nil
+	}))
+}
+
+// check ends the writers, who must have met no error, looks whether the file system is clean and every file there that
+// was fsynced, and takes it apart.
+func (fs *fileSystem) check() {
+	fs.t.Helper()
+	fs.end()
+	close(fs.writers)
+	for err := range fs.writers {
+		must(fs.t, err)
+	}
+	m := fs.m
+	m.umount()
+	command(fs.t, "e2fsck", "-fn", m.loop)
+	m.mount()
+	fs.f.check(fs.t, m.dir)
+	m.umount()
+	if out := command(fs.t, "dumpe2fs", "-h", m.loop); !bytes.Contains([]byte(out), []byte("Filesystem state:         clean")) {
+		fs.t.Errorf("the file system is not clean:\n%s", out)
+	}
+	m.detach()
+}
+
 // A file system on the volume notices nothing of a failover but a pause: no error, no file lost, clean in the end.
 func TestExt4SurvivesFailover(t *testing.T) {
 	c := start(t, cluster.Options{Size: "192M"})
-	m := attach(t, c.URI)
-	command(t, "mkfs.ext4", "-q", m.loop)
-	m.mount()
-
-	s := seed(t)
-	f := &tree{dir: m.dir, files: make(map[string][sha256.Size]byte)}
-	done := make(chan struct{})
-	writers := make(chan error, 3)
-	for i := range cap(writers) {
-		rng := rand.New(rand.NewPCG(s, uint64(i)))
-		go func() { writers <- f.grow(rng, fmt.Sprint("dir", i), done) }() // ends by done, awaited below
-	}
-	var once sync.Once
-	end := func() (errs []error) {
-		once.Do(func() {
-			close(done)
-			for range cap(writers) {
-				errs = append(errs, <-writers)
-			}
-		})
-		return errs
-	}
-	defer end()
-	more := func(n int) {
-		t.Helper()
-		n += f.size()
-		must(t, cluster.Await(t.Context(), serveLimit, "more files", func() error {
-			if have := f.size(); have < n {
-				return fmt.Errorf("%d, want %d", have, n)
-			}
-			return nil
-		}))
-	}
+	fs := startFiles(t, c.URI, 0)
 	for range times(2, 6) {
-		more(50)
+		fs.goesOn(50)
 		victim := c.Node(ask(t, c.Primary))
 		victim.Kill()
-		more(50)
+		fs.goesOn(50)
 		must(t, victim.Start())
 		must(t, c.AwaitSafe(t.Context()))
 	}
-	must(t, errors.Join(end()...))
-
-	m.umount()
-	command(t, "e2fsck", "-fn", m.loop)
-	m.mount()
-	f.check(t, m.dir)
-	m.umount()
-	if out := command(t, "dumpe2fs", "-h", m.loop); !bytes.Contains([]byte(out), []byte("Filesystem state:         clean")) {
-		t.Errorf("the file system is not clean:\n%s", out)
-	}
-	m.detach()
+	fs.check()
 	sameImages(t, c)
 }

@@ -84,6 +84,7 @@ func TestPrimaryCutOffFromTheViewServer(t *testing.T) {
 			_, beside, err := c.AddGateway(old)
 			must(t, err)
 			withDisk(t, beside, func(*stamped.NBD) {}) // it listens
+			fs := startFiles(t, c.URI, fsArea)
 			h := record(t, c.URI, beside)
 			h.goesOn(500)
 
@@ -93,12 +94,14 @@ func TestPrimaryCutOffFromTheViewServer(t *testing.T) {
 			}
 			becomes(t, c, next)
 			h.goesOn(500)
+			fs.goesOn(20)
 			healed(t, c, lab)
 			if now := ask(t, c.Primary); now == old {
 				t.Errorf("%s is primary again", old)
 			}
 			h.goesOn(500)
 			h.linearizable()
+			fs.check()
 			sameImages(t, c)
 		})
 	}
@@ -111,6 +114,7 @@ func TestReplacedPrimaryDoesNotServeWhenItsSuccessorDies(t *testing.T) {
 	lab := c.Lab()
 	clearHistory(t, c.URI)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
+	fs := startFiles(t, c.URI, fsArea)
 	h := record(t, c.URI)
 	h.goesOn(500)
 
@@ -130,6 +134,7 @@ func TestReplacedPrimaryDoesNotServeWhenItsSuccessorDies(t *testing.T) {
 	h.goesOn(500)
 	t.Logf("%d answers came before %s was back", before, next)
 	h.linearizable()
+	fs.check()
 	sameImages(t, c)
 }
 
@@ -139,6 +144,7 @@ func TestOneWayLoss(t *testing.T) {
 	c := startLab(t, cluster.Options{})
 	lab := c.Lab()
 	clearHistory(t, c.URI)
+	fs := startFiles(t, c.URI, fsArea)
 	h := record(t, c.URI)
 	for _, cut := range []string{"backup to primary", "primary to backup", "primary to v1", "v1 to primary", "gateway to primary"} {
 		primary, backup := ask(t, c.Primary), ask(t, c.Backup)
@@ -158,9 +164,11 @@ func TestOneWayLoss(t *testing.T) {
 		}
 		healed(t, c, lab)
 		h.goesOn(200)
+		fs.goesOn(10)
 		t.Logf("%s: fine", cut)
 	}
 	h.linearizable()
+	fs.check()
 	sameImages(t, c)
 }
 
@@ -169,6 +177,7 @@ func TestOneWayLoss(t *testing.T) {
 func TestMembersLoseEachOther(t *testing.T) {
 	c := startLab(t, cluster.Options{})
 	ledger := clean(t, c.URI)
+	fs := startFiles(t, c.URI, fsArea)
 	run := tormentIt(t, c.URI, ledger, seed(t), false)
 	run.goesOn(500)
 	primary := ask(t, c.Primary)
@@ -183,6 +192,7 @@ func TestMembersLoseEachOther(t *testing.T) {
 	run.goesOn(500)
 	t.Log(run.stop())
 	verify(t, c.URI, ledger)
+	fs.check()
 	sameImages(t, c)
 }
 
@@ -191,6 +201,7 @@ func TestMembersLoseEachOther(t *testing.T) {
 func TestUnmirroredTailIsCut(t *testing.T) {
 	c := startLab(t, cluster.Options{})
 	ledger := clean(t, c.URI)
+	fs := startFiles(t, c.URI, fsArea)
 	run := tormentIt(t, c.URI, ledger, seed(t), false)
 	run.goesOn(500)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
@@ -220,5 +231,6 @@ func TestUnmirroredTailIsCut(t *testing.T) {
 	}
 	t.Log(run.stop())
 	verify(t, c.URI, ledger)
+	fs.check()
 	sameImages(t, c)
 }

@@ -13,6 +13,7 @@ import (
 func TestViewServerAndPrimaryDie(t *testing.T) {
 	c := start(t, cluster.Options{})
 	ledger := clean(t, c.URI)
+	fs := startFiles(t, c.URI, fsArea)
 	run := tormentIt(t, c.URI, ledger, seed(t), false)
 	run.goesOn(500)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
@@ -29,6 +30,7 @@ func TestViewServerAndPrimaryDie(t *testing.T) {
 	must(t, c.AwaitSafe(t.Context()))
 	t.Log(run.stop())
 	verify(t, c.URI, ledger)
+	fs.check()
 	sameImages(t, c)
 }
 
@@ -37,6 +39,7 @@ func TestViewServerAndPrimaryDie(t *testing.T) {
 func TestReplicasArePowerCycledInEveryOrder(t *testing.T) {
 	c := start(t, cluster.Options{})
 	ledger := clean(t, c.URI)
+	fs := startFiles(t, c.URI, fsArea)
 	s := seed(t)
 	for i, order := range []string{"last down, first up", "first down, first up", "both at once"} {
 		run := tormentIt(t, c.URI, ledger, s+uint64(i), false)
@@ -64,6 +67,7 @@ func TestReplicasArePowerCycledInEveryOrder(t *testing.T) {
 		t.Logf("%s: %v", order, run.stop())
 		verify(t, c.URI, ledger)
 	}
+	fs.check()
 	sameImages(t, c)
 }
 
