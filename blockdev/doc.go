@@ -106,6 +106,9 @@
 //     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The
 //     commit point is recorded before that, and a checkpoint follows at once.
 //
+//   - B9 a block whose sum is 0, and which has no entry in the page table, is zero or a hole in the image: so sums that
+//     read as zeroes though some were written are found out (lostsums.go). It does not hold while copying.
+//
 // # How a read finds its block without locks around I/O
 //
 // Look up the page table. With an entry, read the log at its position; without, read the sum, then the image.
@@ -128,11 +131,6 @@
 // waits while clients keep the disk busy (scrub.go). A bad block is repaired from the page cache if that is still
 // right, else by the Repairer that replication sets; else it stays as it is and is an error for whoever reads it. Background passes
 // begin a week after the last ended (scrubber.go).
-//
-// # What is not found out here
-//
-// A page of data.crc that reads as zeroes though sums were written there turns its blocks into holes: 0 is a valid
-// sum. Comparing members (I12) finds it.
 //
 // # What a crash leaves
 //

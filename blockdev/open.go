@@ -150,6 +150,7 @@ func (s *Store) openFiles() error {
 		return err
 	}
 	s.sums = newSumTable(f, size)
+	s.sums.check = s.markLost
 	if f, err = openFile(s.o.FS, s.o.Dir, regionsName, regionsFileSize(size)); err != nil {
 		return err
 	}

@@ -174,31 +174,3 @@ func (s *Store) reread(block uint64, dst []byte, newest bool) (uint32, error) {
 	s.emit(EventCorruptBlock{corrupt})
 	return 0, corrupt
 }
-
-// Extent tells whether block reads as a hole (zeroes that take no space), and how many blocks from it on, up to max,
-// are the same in this. The content is what it is at the moment of the call.
-func (s *Store) Extent(block uint64, max uint64) (n uint64, zero bool, err error) {
-	if block >= s.Blocks() {
-		return 0, false, fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())
-	}
-	max = min(max, s.Blocks()-block)
-	var locs [readChunk]loc
-	var sums [readChunk]uint32
-	for n < max {
-		k := min(max-n, readChunk)
-		s.table.lookup(block+n, locs[:k])
-		if err := s.sums.get(block+n, sums[:k]); err != nil {
-			return 0, false, err
-		}
-		for i := range k {
-			z := locs[i].isZero() || locs[i].inImage() && sums[i] == 0
-			if n == 0 && i == 0 {
-				zero = z
-			} else if z != zero {
-				return n + i, zero, nil
-			}
-		}
-		n += k
-	}
-	return n, zero, nil
-}

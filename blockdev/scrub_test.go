@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,11 +115,11 @@ func (d *rottenDevice) ReadDirectAt(b []byte, off int64) error {
 func TestBackgroundScrubIsSlowAndRemembersWhereItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 64 << 10
-		passes := 0
+		var ended atomic.Int32
 		fsys := memfs.New()
 		r := newRig(t, fsys, "r", StoreOptions{ScrubRate: rate, ScrubEvery: time.Hour, OnEvent: func(e Event) {
 			if _, ok := e.(EventScrubbed); ok {
-				passes++
+				ended.Add(1)
 			}
 		}})
 		for at := uint64(0); at < r.s.Blocks(); at += 32 {
@@ -128,6 +129,7 @@ func TestBackgroundScrubIsSlowAndRemembersWhereItWas(t *testing.T) {
 		whole := time.Duration(testVolume/rate) * time.Second
 		time.Sleep(scrubDelay + whole/2)
 		half, _ := r.s.ScrubProgress()
+		passes := ended.Load()
 		if passes != 0 || half == 0 {
 			t.Fatalf("%d passes, at block %d of %d after half of the time", passes, half, r.s.Blocks())
 		}
@@ -138,15 +140,15 @@ func TestBackgroundScrubIsSlowAndRemembersWhereItWas(t *testing.T) {
 			t.Errorf("at block %d before, at %d after a restart", half, again)
 		}
 		time.Sleep(scrubDelay + whole)
-		if passes != 1 {
+		if passes = ended.Load(); passes != 1 {
 			t.Errorf("%d passes", passes)
 		}
 		time.Sleep(50 * time.Minute)
-		if passes != 1 {
+		if passes = ended.Load(); passes != 1 {
 			t.Errorf("%d passes before the hour was over", passes)
 		}
 		time.Sleep(time.Hour)
-		if passes != 2 {
+		if passes = ended.Load(); passes != 2 {
 			t.Errorf("%d passes", passes)
 		}
 		if _, last := r.s.ScrubProgress(); time.Since(last) > time.Hour {

@@ -31,6 +31,8 @@ type sumTable struct {
 	f     *pacedFile
 	limit int
 	pages []atomic.Pointer[sumPage]
+	// check looks at a page that was read from the file, before anybody uses it.
+	check func(page int, p *sumPage) error
 
 	mu       sync.Mutex // guards everything below, and the dirty flags
 	resident []int      // indexes of loaded pages, in no order
@@ -116,6 +118,9 @@ func (t *sumTable) loadLocked(i int) (*sumPage, error) {
 			p.words[j].Store(binary.LittleEndian.Uint64(b[j*8:]))
 		}
 		pageBuffers.Put(b)
+		if err == nil && t.check != nil {
+			err = t.check(i, p)
+		}
 		t.mu.Lock()
 		if err != nil {
 			return nil, fmt.Errorf("read checksums: %w", err)
@@ -153,6 +158,12 @@ func (t *sumTable) dropLocked(at int) {
 	t.resident[at] = t.resident[len(t.resident)-1]
 	t.resident = t.resident[:len(t.resident)-1]
 	t.drops++
+}
+
+func (t *sumTable) dropCount() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.drops
 }
 
 // set changes one sum.

@@ -1,0 +1,101 @@
+package blockdev
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"lockstep/wal"
+	"lockstep/wal/vfs"
+)
+
+// A volume of 1 TiB that was trimmed as a whole and written here and there tells exactly where, and reads next to none of its
+// 1 GiB of sums for that.
+func TestExtentsOfAHugeVolumeAreExactAndCheap(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "r")
+	id := testIdentity()
+	id.Size = 1 << 40
+	if err := Format(vfs.OS{}, dir, FormatOptions{Identity: id, LogBytes: testLog, SegmentBytes: testSegment}); err != nil {
+		t.Skipf("the file system takes no file of 1 TiB: %v", err)
+	}
+	s, err := OpenStore(StoreOptions{FS: vfs.OS{}, Dir: dir, Manual: true})
+	must(t, err)
+	defer s.Abandon()
+	r := &rig{t: t, s: s, epoch: 1, next: 1}
+	walk := func(want map[uint64]uint64) {
+		t.Helper()
+		data := map[uint64]uint64{}
+		for b := uint64(0); b < s.Blocks(); {
+			n, zero, err := s.Extent(b, s.Blocks())
+			must(t, err)
+			if !zero {
+				data[b] = n
+			}
+			b += n
+		}
+		if len(data) != len(want) {
+			t.Errorf("data %v, want %v", data, want)
+		}
+		for b, n := range want {
+			if data[b] != n {
+				t.Errorf("data %v, want %v", data, want)
+			}
+		}
+		if n := len(s.sums.resident); n > 8 {
+			t.Errorf("%d pages of sums were read", n)
+		}
+	}
+	walk(nil)
+	r.put(histOp{kind: wal.KindTrim, block: 0, count: 1 << 28})
+	r.put(write(1000, 30), write(1<<27+5, 1))
+	walk(map[uint64]uint64{1000: 30, 1<<27 + 5: 1}) // from the log
+	r.steps()
+	r.put(trim(1010, 5), write(1<<28-1, 1))
+	want := map[uint64]uint64{1000: 10, 1015: 15, 1<<27 + 5: 1, 1<<28 - 1: 1}
+	walk(want)
+	r.steps()
+	walk(want)
+	must(t, s.Abandon())
+	s, err = OpenStore(StoreOptions{FS: vfs.OS{}, Dir: dir, Manual: true})
+	must(t, err)
+	walk(want)
+}
+
+// Whatever was written and trimmed, applied or not: Extent agrees with the content.
+func TestExtentAgreesWithContent(t *testing.T) {
+	seed := rand.Uint64()
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	r := osRig(t, StoreOptions{Manual: true})
+	for range 60 {
+		at := rnd.Uint64N(r.s.Blocks() - 700)
+		switch rnd.IntN(4) {
+		case 0:
+			r.put(trim(at, 1+rnd.Uint64N(700)))
+		case 1:
+			r.put(histOp{kind: wal.KindZero, block: at, count: 1 + rnd.Uint64N(40)})
+		default:
+			r.put(write(at, 1+rnd.Uint64N(40)))
+		}
+		if rnd.IntN(4) == 0 {
+			r.steps()
+		}
+		content := r.content(r.end())
+		for b := uint64(0); b < r.s.Blocks(); {
+			most := 1 + rnd.Uint64N(3000)
+			n, zero, err := r.s.Extent(b, most)
+			must(t, err)
+			if n == 0 || n > most {
+				t.Fatalf("seed %d: %d blocks of at most %d", seed, n, most)
+			}
+			for i := range n {
+				if (content[b+i] == 0) != zero {
+					t.Fatalf("seed %d: block %d: hole %v, stamp %d", seed, b+i, zero, content[b+i])
+				}
+			}
+			if next := b + n; n < most && next < r.s.Blocks() && (content[next] == 0) == zero {
+				t.Fatalf("seed %d: extent of block %d ends at %d without need", seed, b, next)
+			}
+			b += n
+		}
+	}
+}
