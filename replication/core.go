@@ -125,6 +125,8 @@ type Core struct {
 	sync    viewsvc.SyncMode
 	suspect bool
 
+	minCopies int
+
 	now    Instant // newest reading that the driver told
 	given  given   // as a peer
 	wakeAt Instant // newest EffectWake
@@ -147,6 +149,7 @@ type Core struct {
 	retryIn   int
 	ticks     int
 	successor viewsvc.ReplicaID // of a handover under way
+	trials    map[viewsvc.ReplicaID]*trial
 
 	out []Effect
 }
@@ -154,7 +157,8 @@ type Core struct {
 // NewCore makes the core of a replica that was just opened.
 func NewCore(cfg Config, s Start) *Core {
 	c := &Core{cfg: cfg, view: s.View, suspect: s.Suspect, sync: viewsvc.SyncAlways,
-		written: s.End, durable: s.End, commit: s.Commit, stable: s.Commit, now: s.Now}
+		written: s.End, durable: s.End, commit: s.Commit, stable: s.Commit, now: s.Now,
+		trials: map[viewsvc.ReplicaID]*trial{}}
 	if s.View.Num > 0 {
 		// What the process before this one granted, and to whom, is not known. One that never had a view granted nothing.
 		c.given.until = s.Now.add(grantMax)
@@ -250,6 +254,7 @@ func (c *Core) adopt(v viewsvc.View) {
 		c.emit(Effect{Kind: EffectStepDown})
 	}
 	c.peers, c.recruits, c.openAt, c.lease = nil, nil, 0, lease{}
+	c.trials = map[viewsvc.ReplicaID]*trial{}
 	switch {
 	case v.Primary == c.cfg.Self:
 		if v.Tenure != v.Num {

@@ -21,6 +21,8 @@ type peer struct {
 	written, durable wal.LSN
 	confirmed        uint64  // largest nonce that it echoed in our present view
 	copied           bool    // a learner that needs no more regions
+	owed             wal.LSN // was stable here at some tick
+	behind           int     // ticks for which it has lacked that
 	lease            Instant // it opens no tenure of its own before; own clock
 }
 
@@ -329,7 +331,9 @@ func (c *Core) Tick(now Instant) {
 	c.ticks++
 	for _, p := range c.peers {
 		p.silent++
+		p.pace(c)
 	}
+	c.try()
 	if c.ticks%heartbeatTicks == 0 {
 		c.question(false)
 	}
@@ -339,6 +343,9 @@ func (c *Core) Tick(now Instant) {
 		}
 		return
 	}
-	c.removeSilent()
+	c.removeSick()
+	if c.proposal != nil {
+		return
+	}
 	c.addCaughtUp()
 }

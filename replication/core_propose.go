@@ -7,21 +7,6 @@ import (
 	"lockstep/viewsvc"
 )
 
-// removeSilent proposes the view without the members that do not answer. Nothing is waited for less until that view
-// is received.
-func (c *Core) removeSilent() {
-	var stay []viewsvc.ReplicaID
-	for _, p := range c.peers {
-		gone := p.silent > peerDeadTicks || p.refused
-		if c.view.Has(p.id) && !gone { // a learner that is to join is no member to keep
-			stay = append(stay, p.id)
-		}
-	}
-	if len(stay) < len(c.view.Backups) {
-		c.propose(viewsvc.KindRemove, c.cfg.Self, stay, "member does not answer")
-	}
-}
-
 // addCaughtUp puts a learner that lacks next to nothing into R. Under a steady load it would never be quite at the commit
 // point; from here on the commit point waits for it, for as long as it takes to write those few records.
 func (c *Core) addCaughtUp() {
@@ -35,7 +20,7 @@ func (c *Core) addCaughtUp() {
 		return
 	}
 	for _, p := range c.peers {
-		if p.required || !p.up || !p.copied || p.durable+joinLag < c.commit || p.silent > heartbeatTicks+1 {
+		if p.required || !p.up || !p.copied || p.durable+joinLag < c.commit || p.silent > heartbeatTicks+1 || c.onTrial(p.id) {
 			continue
 		}
 		p.required, c.joining = true, p.id // first R, then the proposal (I8)

@@ -66,8 +66,11 @@
 //     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
 //     seen (I8).
-//  5. Remove. A primary that cannot reach a member proposes the view without it, and goes on waiting for that member
-//     until such a view is received.
+//  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
+//     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
+//     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
+//     until such a view is received. A member that went though its connection stood has a trial before it joins again: as
+//     a learner it has to keep pace, for 3 s the first time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
 //  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the

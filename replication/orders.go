@@ -56,6 +56,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 			return
 		}
 		r.core.SetSync(o.Volume.Sync)
+		r.core.SetMinCopies(o.Volume.MinCopies)
 		r.endEvicted(&a)
 		if r.closed || r.failed != nil {
 			return
@@ -75,6 +76,11 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	}
 	r.core.Observe(o.View)
 	r.core.Recruits(o.Recruit)
+	for _, p := range o.Peers {
+		if !p.Alive {
+			r.core.CalledDead(p.Replica)
+		}
+	}
 	if o.Resume {
 		r.core.Resume()
 	}
@@ -94,7 +100,7 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 	defer r.mu.Unlock()
 	v := r.core.View()
 	rep := viewsvc.ReplicaReport{Volume: r.hard.Volume.ID, Replica: r.id, View: v.Num, Tenure: v.Tenure,
-		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied), Suspect: r.core.Suspect()}
+		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied), Suspect: r.core.Suspect(), OldestIO: r.oldestIO().Milliseconds()}
 	switch r.core.State() {
 	case StateLearner:
 		rep.Role = viewsvc.RoleLearner

@@ -55,9 +55,10 @@ type Replica struct {
 	cancel context.CancelFunc
 	rt     Runtime
 
-	syncMu     sync.Locker // held over store.Sync
-	syncWanted Alarm       // to syncLoop
-	room       Alarm       // to roomLoop
+	syncMu             sync.Locker // held over store.Sync
+	appending, syncing pendingIO
+	syncWanted         Alarm // to syncLoop
+	room               Alarm // to roomLoop
 
 	mu      sync.Locker // guards everything below
 	work    Cond        // to the committer: something to order
@@ -147,6 +148,7 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		sessions: map[*session]struct{}{}, named: map[string]*session{},
 		peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
 	r.core.SetSync(hard.Volume.Sync)
+	r.core.SetMinCopies(hard.Volume.MinCopies)
 	r.work, r.idle, r.readers = rt.Cond(r.mu), rt.Cond(r.mu), rt.Cond(r.mu)
 	r.pool.New = func() any { return new(frameBuf) }
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -277,13 +279,6 @@ func (r *Replica) unsynced() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hard.Volume.Sync == viewsvc.SyncFlush && r.core.durable < r.core.written
-}
-
-// syncStore syncs the log. One sync is in flight at a time.
-func (r *Replica) syncStore() error {
-	r.syncMu.Lock()
-	defer r.syncMu.Unlock()
-	return r.store.Sync()
 }
 
 // syncNow makes what is written durable and says so to whom it concerns.

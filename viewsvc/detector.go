@@ -190,6 +190,7 @@ func (m *Monitor) takeReports(n *nodeWatch, reports []ReplicaReport) {
 		w := m.volume(r.Volume)
 		if _, known := v.Replicas[r.Replica]; known || len(w.latest) < maxReplicas {
 			w.latest[r.Replica] = r
+			m.noteHealth(w, r)
 		}
 		if r.View > w.highest {
 			w.highest, w.highestBy = r.View, r.Replica

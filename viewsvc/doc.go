@@ -25,7 +25,7 @@
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
 //	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
 //	snapshot.go            its form on disk, versioned JSON
-//	monitor.go, detector.go, probe.go, plan.go, orders.go, operator.go, status.go
+//	monitor.go, detector.go, health.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
 //	                       results of probes and gives commands and probes. It counts ticks and has no clock.
 //	raft.go, mux.go        hashicorp/raft under the state; one listening address for Raft and HTTP
@@ -92,8 +92,10 @@
 // lead or was itself stopped for long (PauseAfter).
 //
 // A primary is replaced when its node is dead, its storage failed (poisoned), its replica is gone from its node,
-// or its process restarted, if another member lives: the one with the longest log, those that may have lost
-// writes last. All living members come along; the replaced primary never does, also when it is back already: it
+// or its process restarted, if another member lives: the one with the longest log, those whose disk hangs after the
+// others, those that may have lost writes last. It is also replaced when its disk hangs (health.go: a log write has been
+// under way for 2 s), if that of another member does not; a replica whose disk hung is not recruited before its log writes
+// were young for 10 s. All living members come along; the replaced primary never does, also when it is back already: it
 // returns as a learner, by the one path that is exercised most. A restarted primary without living backups
 // resumes. Both wait shortly for members that this leader has not heard of yet. With no living member nothing
 // moves. A dead backup is removed by the primary, not by the service: only the primary knows what it has
@@ -109,6 +111,7 @@
 //	ResumeWait    300 ms  a failover waits for backups not heard of yet: a young leader, or nodes that just started
 //	RecruitAfter  10 s    a volume short of copies waits for its own nodes before an idle one is assigned, and a
 //	                      node that lives without its copy is ordered to make another
+//	WellAfter     10 s    how long a replica's log writes are young before it is not sick any more
 //	probes        0, 5, 15, 30, 50 ms after a ping connection broke
 //	Raft          elections 500 ms of three servers, 50 ms of one
 package viewsvc

@@ -21,6 +21,8 @@ const (
 	EventReplica       EventKind = "replica"        // a copy was registered: Volume, Node, Replica
 	EventRejected      EventKind = "rejected"       // a command of this service was rejected: Err
 	EventPaused        EventKind = "paused"         // this server did not run for long; the grace period starts anew
+	EventSick          EventKind = "sick"           // a replica's disk hangs: Volume, Replica
+	EventWell          EventKind = "well"           // it works again, and has for a while: Volume, Replica
 	EventRaft          EventKind = "raft"           // a warning of the Raft library
 )
 

@@ -14,6 +14,7 @@ type MonitorOptions struct {
 	ResumeWait   uint64
 	RecruitAfter uint64
 	HandoverWait uint64
+	WellAfter    uint64
 	SettleEvery  uint64 // how often every volume is looked at, whatever happens
 	BackoffMin   uint64 // before a failed command is repeated; doubles
 	BackoffMax   uint64
@@ -78,6 +79,8 @@ type volumeWatch struct {
 	// streak counts the tenures that the service began since the last primary that opened; each waits longer.
 	streak    int
 	notBefore uint64
+
+	sick map[ReplicaID]*sickness
 
 	// lacking has the nodes that live without their copy, and for how long.
 	lacking  map[NodeID]*timer
@@ -223,7 +226,7 @@ func (m *Monitor) number() uint64 {
 func (m *Monitor) volume(id VolumeID) *volumeWatch {
 	w := m.volumes[id]
 	if w == nil {
-		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}, lacking: map[NodeID]*timer{}}
+		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}, lacking: map[NodeID]*timer{}, sick: map[ReplicaID]*sickness{}}
 		m.volumes[id] = w
 	}
 	return w

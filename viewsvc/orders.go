@@ -17,7 +17,7 @@ func (m *Monitor) recruit(v *volumeState, w *volumeWatch) {
 	}
 	var able []ReplicaReport
 	for _, a := range v.Assigned {
-		if a.Replica != "" && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) {
+		if a.Replica != "" && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) && !m.sick(v, a.Replica) {
 			rep, _ := m.report(v, a.Replica)
 			able = append(able, rep)
 		}

@@ -68,7 +68,11 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 	if why == "" || m.unheard(v) && waited < m.opt.ResumeWait {
 		return nil // a member that shows up now need not be brought up to date later
 	}
-	if living := m.livingBackups(v); len(living) > 0 {
+	living := m.livingBackups(v)
+	if why == hangs && len(m.well(v, living)) == 0 {
+		return nil // nobody would do better
+	}
+	if len(living) > 0 {
 		return &Proposal{Kind: KindPromote, Primary: living[0], Backups: living[1:], Reason: why}
 	}
 	if !restarted || m.life(v.Replicas[v.View.Primary]) != lifeAlive {
@@ -91,14 +95,19 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 	case reported && rep.Role == RoleRecovering && rep.View >= v.View.Tenure:
 		// One that restarted before it heard of this tenure never acted in it: it takes office as it is.
 		return fmt.Sprintf("node %s restarted", node), true
+	case reported && m.sick(v, v.View.Primary) && rep.Role != RoleRecovering:
+		return hangs, false
 	case life == lifeAlive && !reported && missing >= m.opt.ResumeWait:
 		return fmt.Sprintf("node %s has lost its copy", node), false
 	}
 	return "", false
 }
 
+// hangs is the trouble of a primary whose disk neither works nor fails.
+const hangs = "the disk of the primary hangs"
+
 // livingBackups are the members besides the primary that can serve, the best first: those that cannot have lost
-// acknowledged writes, then the longest log.
+// acknowledged writes, then those whose disks work, then the longest log.
 func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	var living []ReplicaReport
 	for _, r := range v.View.Backups {
@@ -110,6 +119,12 @@ func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	slices.SortStableFunc(living, func(a, b ReplicaReport) int {
 		if a.Suspect != b.Suspect {
 			if b.Suspect {
+				return -1
+			}
+			return 1
+		}
+		if x, y := m.sick(v, a.Replica), m.sick(v, b.Replica); x != y {
+			if y {
 				return -1
 			}
 			return 1
@@ -149,7 +164,7 @@ func (m *Monitor) hasSpare(v *volumeState) bool {
 	for _, a := range v.Assigned {
 		switch {
 		case v.View.Has(a.Replica):
-		case a.Replica != "" && m.healthy(v, a.Replica),
+		case a.Replica != "" && m.healthy(v, a.Replica) && !m.sick(v, a.Replica),
 			a.Replica == "" && m.life(a.Node) == lifeAlive: // it is being formatted
 			return true
 		}

@@ -86,6 +86,7 @@ func (o *ServerOptions) monitor(term uint64) MonitorOptions {
 		ResumeWait:   ticks(o.ResumeWait),
 		RecruitAfter: ticks(o.RecruitAfter),
 		HandoverWait: ticks(HandoverTimeout),
+		WellAfter:    ticks(wellAfter),
 		SettleEvery:  ticks(100 * time.Millisecond),
 		BackoffMin:   ticks(100 * time.Millisecond),
 		BackoffMax:   ticks(5 * time.Second),
