@@ -65,7 +65,8 @@
 //     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
 //     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
-//     seen (I8).
+//     seen (I8). What is sent yields to clients, and clients that run away from a learner are slowed down, a little and
+//     not for ever (pace.go).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member

@@ -41,5 +41,7 @@ func (r *Replica) appendLog(f wal.Frame) error {
 func (r *Replica) syncStore() error {
 	r.syncMu.Lock()
 	defer r.syncMu.Unlock()
+	began := r.rt.Now()
+	defer func() { r.noteSync(r.rt.Now().Sub(began)) }()
 	return r.syncing.run(r.rt, r.store.Sync)
 }

@@ -35,6 +35,8 @@ type NodeOptions struct {
 	LogBytes int64    // size of each new replica's log; 0 means DefaultLogBytes
 	Reads    ReadMode // "" means ReadAuto
 
+	RecruitRate int64 // see ReplicaOptions
+
 	FS      vfs.FS // nil means the operating system's
 	OnEvent func(Event)
 	OnNBD   func(nbd.Event)
@@ -245,7 +247,7 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 		return fmt.Errorf("the replica belongs to cluster %s, this node to %q: it was copied here from elsewhere; move it away", c, n.home.cluster())
 	}
 	r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: n.home.cluster(), Volume: v, Propose: n.view.Propose,
-		Leases: n.opts.Reads == ReadAuto && hardwareClock(), OnEvent: n.opts.OnEvent})
+		Leases: n.opts.Reads == ReadAuto && hardwareClock(), RecruitRate: n.opts.RecruitRate, OnEvent: n.opts.OnEvent})
 	if err != nil {
 		st.Close()
 		return err

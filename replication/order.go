@@ -77,8 +77,12 @@ func (r *Replica) commitLoop() {
 			r.order(&a)
 		}
 		r.releaseLog()
+		hold := r.holding
 		r.mu.Unlock()
 		r.finish(&a)
+		if hold {
+			sleep(r.ctx, r.rt, holdPause)
+		}
 	}
 }
 
@@ -103,7 +107,7 @@ func (r *Replica) orderable() bool {
 // meanwhile makes the next frame, which could not begin before this one's sync in any case. Larger writes are left to
 // the committer, so that the next one is received and summed while this one is synced.
 func (r *Replica) inlinable() bool {
-	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && r.beginView.Num == 0 &&
+	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && !r.holding && r.beginView.Num == 0 &&
 		r.queueBytes <= maxInlineBytes && r.orderable()
 }
 

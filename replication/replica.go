@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lockstep/blockdev"
@@ -28,6 +29,8 @@ type ReplicaOptions struct {
 	Leases bool
 	// Clock is read where the core wants the time; nil means CLOCK_BOOTTIME, or the Runtime's time if there is one.
 	Clock func() Instant
+	// RecruitRate is how many bytes a second go to a learner; 0: as many as clients do not notice.
+	RecruitRate int64
 	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
 	OnEvent func(Event)
 	// Runtime is what the replica's goroutines run in; nil means Go's own.
@@ -57,8 +60,13 @@ type Replica struct {
 
 	syncMu             sync.Locker // held over store.Sync
 	appending, syncing pendingIO
-	syncWanted         Alarm // to syncLoop
-	room               Alarm // to roomLoop
+	shipping           atomic.Int32 // learners and members that are sent what is in the log or the image
+
+	syncsMu sync.Mutex // guards syncs; taken last
+	syncs   syncTimes
+
+	syncWanted Alarm // to syncLoop
+	room       Alarm // to roomLoop
 
 	mu      sync.Locker // guards everything below
 	work    Cond        // to the committer: something to order
@@ -94,6 +102,7 @@ type Replica struct {
 	askSync    bool // a flush waits: ask the peers to sync with the next Confirm
 
 	follower *follower // the stream that this replica follows
+	holding  bool      // writes are slowed down for a learner
 	failed   error     // why it is poisoned
 	closed   bool
 	pool     sync.Pool // of *frameBuf
@@ -247,7 +256,10 @@ func (r *Replica) tickLoop() {
 		if err := r.store.Err(); err != nil {
 			r.fail(err)
 		}
-		r.do(func(c *Core) { c.Tick(r.opts.Clock()) })
+		r.do(func(c *Core) {
+			c.Tick(r.opts.Clock())
+			r.holding = r.behind()
+		})
 	}
 }
 

@@ -71,6 +71,8 @@ func (s *stream) chainAfter(l wal.LSN) (uint32, error) {
 // ship sends the log from the plan's point on, and between its frames the regions of a copy, until the peer takes the
 // frames as they are made.
 func (s *stream) ship(q *sendq, p plan) error {
+	s.r.shipping.Add(1)
+	defer s.r.shipping.Add(-1)
 	buf := make([]byte, min(shipBytes, s.r.store.MaxFrame()))
 	next := p.next
 	var regions *regionCopy
@@ -88,6 +90,11 @@ func (s *stream) ship(q *sendq, p plan) error {
 				break
 			}
 			shipped += n
+			if regions == nil { // else the log has to keep up with the clients, and the regions wait
+				if err := s.pacing(n); err != nil {
+					return err
+				}
+			}
 		}
 		if regions != nil && !regions.sent {
 			if err := s.shipRegion(q, regions); err != nil {
@@ -159,6 +166,7 @@ func (s *stream) shipSome(q *sendq, next *wal.LSN, buf *[]byte) (int, error) {
 		q.push(msg{Type: msgAppend, View: view, Commit: commit}, rest[:size], nil)
 		rest = rest[size:]
 	}
+	s.next = last + 1
 	s.r.mu.Unlock()
 	q.flush()
 	*next = last + 1
@@ -223,7 +231,10 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	r.mu.Unlock()
 	q.flush()
 	c.next, c.asOf = g+1, max(c.asOf, asOf)
-	return q.waitBelow(maxUnsent)
+	if err := q.waitBelow(maxUnsent); err != nil {
+		return err
+	}
+	return s.pacing(len(body))
 }
 
 // copyDone tells the learner that its image is whole with the log that it was sent.

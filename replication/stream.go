@@ -48,6 +48,10 @@ type stream struct {
 	up     bool // greetings were exchanged; messages may be queued
 	direct bool // frames are queued as they are made; before that they are shipped from the log
 
+	next wal.LSN       // to be shipped from the log
+	held time.Duration // for which writes were held back for it
+	pace *pacer        // the stream's goroutine's own
+
 	copyTotal, copyBytes uint64 // to be copied, and copied
 	started              time.Time
 }
@@ -206,6 +210,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	}
 	r.nextStream++
 	s.id, s.q, s.up, s.direct, s.started = r.nextStream, q, true, false, r.rt.Now()
+	s.next, s.held, s.pace = p.next, 0, newPacer(r.opts.RecruitRate, r.rt.Now())
 	view := r.core.View()
 	// The view may be newer than the one in the greeting; the peer has to be in it before anything counts.
 	q.pushEncoded(msg{Type: msgView, View: view.Num}.encodeJSON(view))

@@ -37,6 +37,8 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 	flags.Var(export, "nbd", "where gateways reach it")
 	flags.Var(&logSize, "log-size", "size of the log of each replica that is made from now on")
 	encrypt := serverTLSFlags(cmd)
+	recruitRate := sizeFlag(0)
+	flags.Var(&recruitRate, "recruit-rate", "bytes per second to a replica that is brought up to date, instead of as many as clients do not notice")
 	reads := flags.String("reads", string(replication.ReadAuto), "how reads are kept from being stale: auto, or confirm where clocks cannot be trusted")
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
@@ -63,7 +65,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			}
 			node, err := replication.StartNode(replication.NodeOptions{
 				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
-				LogBytes: int64(logSize), Reads: replication.ReadMode(*reads), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
+				LogBytes: int64(logSize), Reads: replication.ReadMode(*reads), RecruitRate: int64(recruitRate), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
 			})
 			if err != nil {
 				return running{}, err
