@@ -129,7 +129,11 @@ func (s *Store) commitFrame(f *frameInfo) {
 		p.sums.dropFront(int(c.count))
 	}
 	p.changes.dropFront(int(f.recs))
-	f.recs, f.sums = 0, 0
+	for i := range int(f.marks) {
+		s.sessions.fold(*p.marks.at(i), f.last)
+	}
+	p.marks.dropFront(int(f.marks))
+	f.recs, f.sums, f.marks = 0, 0, 0
 }
 
 // Cut forgets everything behind l, which is the end of a frame and not below the commit point. No Append or Sync

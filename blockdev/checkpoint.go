@@ -55,6 +55,11 @@ func (s *Store) checkpoint(change func(*meta)) error {
 			return s.poison(err)
 		}
 	}
+	if !s.o.broken.has(sessionsNotSaved) {
+		if err := s.saveSessions(); err != nil {
+			return s.poison(err)
+		}
+	}
 	s.mu.Lock()
 	epochs := append(EpochIndex(nil), s.epochs.upTo(at.LSN)...)
 	s.mu.Unlock()

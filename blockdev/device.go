@@ -96,6 +96,10 @@ type Request struct {
 	Data   []byte // OpWrite: the payload, OpRead: the destination; len(Data) == Length, else nil
 	Tag    uint64 // the client's own; devices do not look at it
 
+	// ID is the request's number in a session that numbers them (SessionID.Numbered): RequestID. A request that is sent
+	// again, on a later attachment, keeps it, and is answered without being carried out a second time.
+	ID uint64
+
 	// Extents is the result of an OpExtents: from Offset on, without gaps, at least one and never past the request's
 	// end; it may end before that. The device appends to it (AddExtent) and never beyond the capacity, which is the
 	// client's to choose.
@@ -164,6 +168,8 @@ type SessionID struct {
 	Era uint64
 	// Exclusive asks for the disk alone: refused unless the device knows of the session's right to that.
 	Exclusive bool
+	// Numbered says that requests have an ID.
+	Numbered bool
 }
 
 // Client is the receiving end of a Session: an NBD connection, most often.

@@ -16,6 +16,7 @@
 //	meta.new    only while the directory is being formatted: renamed to meta as Format's last step
 //	data.img    raw image, exactly the volume's size, sparse
 //	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
+//	sessions    which numbered requests of clients the history holds (sessions.go), 2 × 1 MiB slots written in turn
 //	regions     8 bytes per region of RegionBytes: LSN of the last committed change, or newer
 //	scrub       how far the background scrub came: magic "LKSTSCRB", next block, end of the last whole pass in ns since
 //	            1970, crc32c of these 24 bytes; never synced, made when it is missing, not believed when it is bad
@@ -101,6 +102,9 @@
 //
 //   - B7 while the copying flag is set the image is not a prefix of history; the flag goes only when everything
 //     that was copied is stable and everything committed is applied.
+//
+//   - B8 the session table on disk has all that the records up to the checkpoint say; that of the later ones follows
+//     from the log. It never has anything of a record that was not committed.
 //
 //   - B8 a frame that cannot be read when it is to be applied is applied from the page table: the blocks that are still
 //     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The

@@ -115,6 +115,7 @@ func format(fsys vfs.FS, dir string, o FormatOptions) error {
 		{imageName, int64(o.Size)},
 		{sumsName, sumsFileSize(o.Size)},
 		{regionsName, regionsFileSize(o.Size)},
+		{sessionsName, 2 * sessionsSlotBytes},
 	} {
 		if err := createSparse(fsys, path.Join(dir, f.name), f.size); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -220,7 +221,7 @@ func clearHalfFormatted(fsys vfs.FS, dir string) error {
 		return ErrNotEmpty
 	}
 	// The mark goes last: until then the directory is recognised as half-formatted.
-	for _, n := range []string{imageName, sumsName, regionsName, scrubName, walName, walName + ".new", metaNewName} {
+	for _, n := range []string{imageName, sumsName, regionsName, sessionsName, scrubName, walName, walName + ".new", metaNewName} {
 		if n == metaNewName {
 			if err := fsys.SyncDir(dir); err != nil {
 				return err

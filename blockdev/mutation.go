@@ -4,18 +4,19 @@ package blockdev
 type mutation uint
 
 const (
-	metaBeforeSync  mutation = 1 << iota // B3: the checkpoint is noted before the image is stable
-	applyUnrecorded                      // B1: the image goes beyond the commit point that recovery knows
-	clearChanged                         // B2: page-table entries are dropped though they changed
-	releaseEarly                         // W3: segments are released when they are applied
-	ackUnsynced                          // Sync does not sync
-	metaUnsynced                         // a slot of meta is written and not synced
-	cutUnrecorded                        // B1: the commit point is cut with the frames that carry it
-	sumsUnsynced                         // B3: the checksums are left out of a checkpoint's syncs
-	regionsUnsynced                      // B3, B5: likewise the region table
-	namesUnsynced                        // W6: the directory is not synced at open
-	copyDoneEarly                        // B7: the copying flag goes before all that was copied is stable
-	resetFirst                           // a copy begins with the log, and notes it afterwards
+	metaBeforeSync   mutation = 1 << iota // B3: the checkpoint is noted before the image is stable
+	applyUnrecorded                       // B1: the image goes beyond the commit point that recovery knows
+	clearChanged                          // B2: page-table entries are dropped though they changed
+	releaseEarly                          // W3: segments are released when they are applied
+	ackUnsynced                           // Sync does not sync
+	metaUnsynced                          // a slot of meta is written and not synced
+	cutUnrecorded                         // B1: the commit point is cut with the frames that carry it
+	sumsUnsynced                          // B3: the checksums are left out of a checkpoint's syncs
+	regionsUnsynced                       // B3, B5: likewise the region table
+	namesUnsynced                         // W6: the directory is not synced at open
+	copyDoneEarly                         // B7: the copying flag goes before all that was copied is stable
+	resetFirst                            // a copy begins with the log, and notes it afterwards
+	sessionsNotSaved                      // B8: a checkpoint goes without the session table
 )
 
 func (m mutation) has(x mutation) bool { return m&x != 0 }

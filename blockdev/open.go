@@ -156,8 +156,12 @@ func (s *Store) openFiles() error {
 	}
 	if s.regions, err = openRegions(f, size); err != nil {
 		f.Close()
+		return err
 	}
-	return err
+	if s.sessionsAt, err = openSessions(s.o.FS, s.o.Dir); err != nil {
+		return err
+	}
+	return s.sessionsAt.load(&s.sessions)
 }
 
 // openLog reads the log from the checkpoint on and commits as far as is known: the largest commit LSN in the log
@@ -211,6 +215,9 @@ func (s *Store) closeFiles() error {
 	var errs []error
 	if s.log != nil {
 		errs = append(errs, s.log.Close())
+	}
+	if s.sessionsAt != nil {
+		errs = append(errs, s.sessionsAt.f.Close())
 	}
 	if s.regions != nil {
 		errs = append(errs, s.regions.f.Close())

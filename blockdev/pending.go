@@ -11,7 +11,8 @@ type frameInfo struct {
 	first, last wal.LSN
 	at, end     wal.Pos // end is right behind it
 	sum         uint32  // the next frame's chain
-	recs, sums  uint32  // how many it has in pendingFrames; both 0 once it is committed
+	recs, sums  uint32  // how many it has in pendingFrames; all 0 once it is committed
+	marks       uint32
 }
 
 // change is one record of an uncommitted frame, as Commit will need it.
@@ -29,6 +30,7 @@ type pendingFrames struct {
 	committed int // frames[:committed] are committed
 	changes   ring[change]
 	sums      ring[uint32]
+	marks     ring[mark]
 }
 
 // add takes a frame in that was appended at a position.
@@ -39,6 +41,13 @@ func (p *pendingFrames) add(f wal.Frame, at wal.Pos) {
 	}
 	for i := range f.Records() {
 		r, _, sums := f.Record(i)
+		if m := (mark{r.Session, r.Seq, r.Kind == wal.KindAttach}); m.session != 0 {
+			// A request can have several records, all in this frame.
+			if info.marks == 0 || *p.marks.at(p.marks.len() - 1) != m {
+				p.marks.push(m)
+				info.marks++
+			}
+		}
 		c := change{block: r.Block, count: uint64(r.Count), lsn: info.first + wal.LSN(i)}
 		switch r.Kind {
 		case wal.KindView, wal.KindAttach:
@@ -66,6 +75,7 @@ func (p *pendingFrames) cut(l wal.LSN) {
 		}
 		p.changes.dropBack(int(f.recs))
 		p.sums.dropBack(int(f.sums))
+		p.marks.dropBack(int(f.marks))
 		p.frames.dropBack(1)
 	}
 }
@@ -75,6 +85,7 @@ func (p *pendingFrames) reset() {
 	p.frames.dropBack(p.frames.len())
 	p.changes.dropBack(p.changes.len())
 	p.sums.dropBack(p.sums.len())
+	p.marks.dropBack(p.marks.len())
 	p.committed = 0
 }
 

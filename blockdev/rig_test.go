@@ -32,6 +32,8 @@ type histOp struct {
 	block uint64
 	count uint64
 	stamp uint64 // of its first block; the others follow
+
+	session, number uint64
 }
 
 const (
@@ -101,7 +103,8 @@ func (r *rig) seal(ops ...histOp) wal.Frame {
 	r.b.MaxBytes = r.s.MaxFrame()
 	for i := range ops {
 		op := &ops[i]
-		rec := wal.Record{Kind: op.kind, Flags: op.flags, Block: op.block, Count: uint32(op.count)}
+		rec := wal.Record{Kind: op.kind, Flags: op.flags, Block: op.block, Count: uint32(op.count),
+			Session: op.session, Seq: op.number}
 		var data []byte
 		var sums []uint32
 		if op.kind == wal.KindWrite {

@@ -39,6 +39,8 @@ type Store struct {
 	carried wal.LSN // largest commit LSN in an appended frame
 	cuts    uint64  // calls of Cut that changed the log
 
+	sessions sessionTable
+
 	// Watermarks, raised by the one who holds what is said; read by anybody.
 	committed    atomic.Uint64 // under mu
 	committedPos atomic.Uint64 // under mu; where the committed part of the log ends
@@ -56,6 +58,7 @@ type Store struct {
 	hurry        bool // a checkpoint is due now
 	batch        batch
 	frames       []frameInfo // of the batch
+	sessionsAt   *sessionsFile
 
 	repairer atomic.Pointer[Repairer]
 	scrub    scrubber

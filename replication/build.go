@@ -38,6 +38,11 @@ func (r *Replica) build(fb *frameBuf) {
 	for _, q := range fb.batch {
 		whole := true
 		var err error
+		q.s.announce(fb)
+		fb.session, fb.number = 0, 0
+		if q.s.numbered(q.req) {
+			fb.session, fb.number = q.s.mem.number, q.req.ID
+		}
 		switch q.req.Op {
 		case blockdev.OpWrite:
 			whole, err = r.addWrite(fb, q)
@@ -57,6 +62,7 @@ func (r *Replica) addWrite(fb *frameBuf, q queued) (whole bool, err error) {
 	data, off := q.req.Data[q.done:], q.req.Offset+q.done
 	whole = len(data) <= blockdev.MaxRequestBytes
 	if !whole {
+		fb.session, fb.number = 0, 0 // it is not done before its last part is
 		data = data[:blockdev.MaxRequestBytes]
 	}
 	if sums := q.req.Scratch.Sums; len(sums) > 0 {

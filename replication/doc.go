@@ -39,6 +39,7 @@
 //	Start     primary  common point c: cut your log after c        Ack
 //	Copy      primary  your log begins anew after LSN c            Ack
 //	Region    primary  1 MiB of the disk as of an LSN
+//	Sessions  primary  which requests of clients the regions have
 //	CopyDone  primary  all regions were sent                       Ack (copied)
 //	Append    primary  commit LSN and one frame                    Ack
 //	Confirm   primary  commit LSN, nonce; may ask for a sync or a  Ack with the nonce, and what was granted
@@ -74,6 +75,8 @@
 //     a learner it has to keep pace, for 3 s the first time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
+//     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a
+//     second time (replay.go: R1–R3).
 //  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
 //     primary refuses everybody else, and ends sessions that a claim has ended. It serves clients only after orders of
 //     its own tenure, which have every claim that was made before.
@@ -123,8 +126,7 @@
 //
 // # Limits
 //
-// Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A write whose acknowledgement was lost is sent again by the gateway; with
-// several clients that write the same block at the same time this can apply it a second time, after another client's
-// later write. A backup whose log is much smaller than the primary's can fill up with records whose commit it has not
-// heard of. A replica that was forced out of the history (by an operator's promotion) has to be formatted anew.
+// Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A backup whose
+// log is much smaller than the primary's can fill up with records whose commit it has not heard of. A replica that was
+// forced out of the history (by an operator's promotion) has to be formatted anew.
 package replication

@@ -190,6 +190,7 @@ func (r *Replica) stepDown(a *after) {
 	}
 	clear(r.sessions)
 	clear(r.named)
+	clear(r.memories)
 	r.queue, r.queueBytes = nil, 0
 	r.pending, r.stableWait, r.readWait = nil, nil, nil
 	r.readQueue = nil

@@ -185,7 +185,7 @@ func (f *follower) begin(m msg) error {
 		if f.started {
 			return fmt.Errorf("%w: type %d in the middle of a stream", errWire, m.Type)
 		}
-	case msgRegion, msgCopyDone, msgAppend, msgConfirm:
+	case msgRegion, msgSessions, msgCopyDone, msgAppend, msgConfirm:
 		if !f.started {
 			return fmt.Errorf("%w: type %d before the start of a stream", errWire, m.Type)
 		}

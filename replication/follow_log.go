@@ -22,6 +22,11 @@ func (f *follower) handle(m msg, body []byte) error {
 		}
 		f.bytes += len(body)
 		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
+	case msgSessions:
+		if err := f.r.store.MergeSessions(body); err != nil {
+			return fmt.Errorf("%w: %w", errWire, err)
+		}
+		return nil
 	case msgCopyDone:
 		return f.onCopyDone(m.Commit)
 	case msgAppend:

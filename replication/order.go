@@ -24,7 +24,9 @@ type frameBuf struct {
 	batch   []queued     // what is in it
 	ends    []pendingReq // the requests that it completes
 	failed  []failedReq  // the requests that it could not take
-	edge    []byte       // room for a request that has to be merged with its surroundings
+	session uint64       // whose request the records are that are being added: 0 is nobody's
+	number  uint64
+	edge    []byte // room for a request that has to be merged with its surroundings
 }
 
 // failedReq is a request that could not be ordered.
@@ -35,6 +37,7 @@ type failedReq struct {
 
 // add puts a record into the frame. The limits of a batch are such that there is room.
 func (fb *frameBuf) add(rec wal.Record, data []byte, sums []uint32) {
+	rec.Session, rec.Seq = fb.session, fb.number
 	if !fb.builder.Add(rec, data, sums) {
 		panic("replication: a batch is larger than a frame")
 	}
@@ -45,6 +48,7 @@ func (r *Replica) getFrame() *frameBuf {
 	fb.builder.Reset()
 	fb.builder.MaxBytes = r.store.MaxFrame()
 	fb.refs.Store(1)
+	fb.session, fb.number = 0, 0
 	return fb
 }
 
@@ -162,6 +166,7 @@ func (r *Replica) order(a *after) {
 	for i := range fb.ends {
 		e := &fb.ends[i]
 		e.lsn += r.end // so far counted from the frame's first record
+		e.s.note(e.req, e.lsn)
 		e.stable = e.req.Flags&blockdev.FlagFUA != 0
 		sync = sync || e.stable
 	}

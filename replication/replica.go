@@ -84,8 +84,9 @@ type Replica struct {
 
 	// As primary.
 	sessions   map[*session]struct{}
-	named      map[string]*session // the newest generation of each named session
-	queue      []queued            // requests that have no LSN yet
+	named      map[string]*session // the newest generation of each named session, while it is attached
+	memories   map[string]*memory
+	queue      []queued // requests that have no LSN yet
 	queueBytes int
 	pending    []pendingReq // ordered, not committed; by LSN
 	stableWait []pendingReq // committed, but to be stable before they are completed; by LSN
@@ -154,7 +155,7 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID, Leases: o.Leases},
 			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect, Now: o.Clock()}),
 		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),
-		sessions: map[*session]struct{}{}, named: map[string]*session{},
+		sessions: map[*session]struct{}{}, named: map[string]*session{}, memories: map[string]*memory{},
 		peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
 	r.core.SetSync(hard.Volume.Sync)
 	r.core.SetMinCopies(hard.Volume.MinCopies)

@@ -30,6 +30,7 @@ type session struct {
 	r      *Replica
 	id     blockdev.SessionID
 	client blockdev.Client
+	mem    *memory // of a named session
 
 	// Guarded by Replica.mu.
 	closed bool // nothing of this session is ordered any more (I11)
@@ -67,11 +68,14 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	}
 	var old *session
 	if id.Name != "" {
-		if old = r.named[id.Name]; old != nil && old.id.Generation >= id.Generation {
+		s.mem = r.remember(id.Name)
+		if s.mem.generation >= id.Generation {
 			r.mu.Unlock()
 			return nil, fmt.Errorf("attach to %s: generation %d of a session that is at %d: %w",
-				r.hard.Volume.Name, id.Generation, old.id.Generation, blockdev.ErrSessionClosed)
+				r.hard.Volume.Name, id.Generation, s.mem.generation, blockdev.ErrSessionClosed)
 		}
+		s.mem.generation = id.Generation
+		old = r.named[id.Name]
 		r.named[id.Name] = s
 	}
 	r.sessions[s] = struct{}{}
@@ -285,6 +289,9 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 				r.wantSync(a)
 			}
 		default:
+			if s.mem != nil && s.repeated(q, a) {
+				continue
+			}
 			r.queue = append(r.queue, queued{req: q, s: s})
 			r.queueBytes += payloadBytes(q)
 		}

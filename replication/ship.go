@@ -239,7 +239,9 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 
 // copyDone tells the learner that its image is whole with the log that it was sent.
 func (s *stream) copyDone(q *sendq) {
+	sessions := s.r.store.Sessions()
 	s.r.mu.Lock()
+	q.pushEncoded(msg{Type: msgSessions, View: s.r.core.View().Num}.encode(sessions))
 	q.push(msg{Type: msgCopyDone, View: s.r.core.View().Num, Commit: s.r.core.Commit()}, nil, nil)
 	s.r.mu.Unlock()
 	q.flush()

@@ -42,6 +42,8 @@ const (
 	maxControlBody = 64 << 10
 	maxFrameBody   = (wal.MaxFrameBlocks + 64) * wal.BlockSize
 	maxRegionBody  = blockdev.RegionBytes + 64<<10
+
+	maxSessionsBody = blockdev.MaxSessionsBytes
 )
 
 // msgType is part of the protocol; never renumber.
@@ -61,6 +63,7 @@ const (
 	msgAck      msgType = 11
 	msgFetch    msgType = 12
 	msgBlock    msgType = 13
+	msgSessions msgType = 14
 )
 
 // flagSync on a Confirm asks the peer to sync its log before it answers.
@@ -151,6 +154,8 @@ func parseMsg(b []byte) (msg, error) {
 		limit = maxFrameBody
 	case msgRegion:
 		limit = maxRegionBody
+	case msgSessions:
+		limit = maxSessionsBody
 	case msgStart, msgCopyDone, msgConfirm, msgAck:
 	default:
 		return msg{}, fmt.Errorf("%w: unknown type %d", errWire, m.Type)

@@ -70,6 +70,10 @@ type ClientOptions struct {
 	HandshakeTimeout time.Duration // for all that comes before transmission
 	MaxInFlight      int           // requests sent and not answered; further ones wait their turn
 
+	// Numbered sends each request's ID as its cookie. It has a slot below MaxInFlight that no other request under way
+	// has, and an ID that none in that slot had before.
+	Numbered bool
+
 	// TLS is nil for a connection that is not encrypted. One set of ClientTLS serves many connections.
 	TLS *ClientTLS
 	// ServerName is what the server's certificate must be for; by default the host that is dialed, or localhost.

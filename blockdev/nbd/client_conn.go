@@ -34,7 +34,8 @@ type Conn struct {
 	handler Handler
 	done    []*blockdev.Request // the reader's own
 
-	slots []clientSlot // an index is half of a cookie
+	slots    []clientSlot
+	numbered bool // requests bring their slots (ClientOptions.Numbered)
 
 	outbox
 	// The outbox's mu guards these too.
@@ -47,8 +48,8 @@ type Conn struct {
 // clientSlot is room for a request that the server has, or is about to get.
 type clientSlot struct {
 	message
-	req        *blockdev.Request // nil: no answer is due
-	generation uint32            // the other half of the cookie: an answer to an earlier user of the slot is found out
+	req    *blockdev.Request // nil: no answer is due
+	cookie uint64            // slot and generation: an answer to an earlier user of the slot is found out
 
 	errno uint32   // of the parts of the answer that came
 	got   coverage // of a read
@@ -60,8 +61,8 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 		return nil, err
 	}
 	c := &Conn{
-		info:  ExportInfo{Name: opts.Export},
-		tls:   opts.tls,
+		info: ExportInfo{Name: opts.Export},
+		tls:  opts.tls, numbered: opts.Numbered,
 		in:    inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)},
 		slots: make([]clientSlot, opts.MaxInFlight),
 		free:  make([]uint32, opts.MaxInFlight),
@@ -153,21 +154,22 @@ func (c *Conn) Close() error {
 
 // assignLocked gives waiting requests slots and queues them.
 func (c *Conn) assignLocked() {
-	for c.waiting != nil && len(c.free) > 0 {
+	for c.waiting != nil {
 		r := c.waiting
+		s := c.slotLocked(r)
+		if s == nil {
+			return
+		}
 		if c.waiting = r.Scratch.Link; c.waiting == nil {
 			c.last = nil
 		}
 		r.Scratch.Link = nil
-		s := &c.slots[c.free[len(c.free)-1]]
-		c.free = c.free[:len(c.free)-1]
 		s.req = r
-		s.generation++
 		s.errno, s.got = 0, s.got[:0]
 		r.Extents = r.Extents[:0] // what an earlier connection said
 		kind, flags := command(r)
 		encodeRequest(s.header[:], protocol.TransmissionRequestHeader{
-			CommandFlags: flags, Type: kind, Handle: uint64(s.generation)<<32 | uint64(s.slot),
+			CommandFlags: flags, Type: kind, Handle: s.cookie,
 			Offset: r.Offset, Length: r.Length,
 		})
 		s.headerLen, s.payload = requestHeaderBytes, nil
@@ -178,12 +180,41 @@ func (c *Conn) assignLocked() {
 	}
 }
 
+// slotLocked takes a slot for a request, and gives it a cookie that it never had. nil: there is none now.
+func (c *Conn) slotLocked(r *blockdev.Request) *clientSlot {
+	if c.numbered {
+		s := &c.slots[blockdev.RequestSlot(r.ID)]
+		switch {
+		case s.req != nil || r.ID <= s.cookie:
+			panic("nbd: two requests have a number at a time")
+		case s.queued: // answered, and its sender does not know yet that it was sent
+			return nil
+		}
+		s.cookie = r.ID
+		return s
+	}
+	if len(c.free) == 0 {
+		return nil
+	}
+	s := &c.slots[c.free[len(c.free)-1]]
+	c.free = c.free[:len(c.free)-1]
+	s.cookie = blockdev.RequestID(int(s.slot), blockdev.RequestSeq(s.cookie)+1)
+	return s
+}
+
+// freeLocked gives a slot back.
+func (c *Conn) freeLocked(slot uint32) {
+	if !c.numbered {
+		c.free = append(c.free, slot)
+	}
+}
+
 // messageSent is called when a request is in the socket. Its answer may have come already.
 func (c *Conn) messageSent(m *message) {
 	m.payload = nil
 	if m.answered {
 		// The reader is past this answer: if it was the last one due, nobody else lets the next request in.
-		c.free = append(c.free, m.slot)
+		c.freeLocked(m.slot)
 		c.assignLocked()
 	}
 }

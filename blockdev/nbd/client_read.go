@@ -146,8 +146,8 @@ func (c *Conn) dataLocked(s *clientSlot, header int, lo, n uint32, last bool) (m
 
 // findLocked says which request a reply is to.
 func (c *Conn) findLocked(cookie uint64) (*clientSlot, error) {
-	index, generation := uint32(cookie), uint32(cookie>>32)
-	if index >= uint32(len(c.slots)) || c.slots[index].generation != generation || c.slots[index].req == nil {
+	index := blockdev.RequestSlot(cookie)
+	if index >= len(c.slots) || c.slots[index].cookie != cookie || c.slots[index].req == nil {
 		return nil, fmt.Errorf("%w: reply with a cookie of no request under way: %#x", ErrProtocol, cookie)
 	}
 	s := &c.slots[index]
@@ -183,7 +183,7 @@ func (c *Conn) retireLocked(s *clientSlot) {
 		s.answered = true
 		return
 	}
-	c.free = append(c.free, s.slot)
+	c.freeLocked(s.slot)
 }
 
 // complete hands over what is done.

@@ -366,7 +366,7 @@ func TestAnswerToAnUnsentRequestIsAProtocolError(t *testing.T) {
 				r.letIn()
 				<-submitted // without reading any of it: what fits in the sockets' buffers is sent
 				for slot := first; slot < n; slot++ {
-					r.nc.Write(wire(uint32(magicSimple), uint32(0), 1<<32|uint64(slot)))
+					r.nc.Write(wire(uint32(magicSimple), uint32(0), 1<<16|uint64(slot)))
 				}
 				<-over
 			})

@@ -15,6 +15,7 @@
 //
 //	era=N        when the client first attached (viewsvc.Claim); a decimal uint64, not 0
 //	exclusive=1  the client has the volume for itself
+//	numbered=1   a request's NBD cookie is its number (blockdev.RequestID), and says whether it was sent before
 //
 // There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
 // different versions meet here; the syntax is part of the protocol, never change it.
@@ -45,6 +46,7 @@ const (
 	generationKey = "&generation="
 	eraKey        = "&era="
 	exclusiveKey  = "&exclusive=1"
+	numberedKey   = "&numbered=1"
 )
 
 // Format is the export name by which the client id asks for a volume. It panics if the parts break the limits
@@ -65,6 +67,9 @@ func Format(volume string, id blockdev.SessionID) string {
 	}
 	if id.Exclusive {
 		name += exclusiveKey
+	}
+	if id.Numbered {
+		name += numberedKey
 	}
 	return name
 }
@@ -95,6 +100,7 @@ func parseIdentity(s string) (id blockdev.SessionID, err error) {
 		return blockdev.SessionID{}, err
 	}
 	id.Name = session
+	s, id.Numbered = strings.CutSuffix(s, numberedKey)
 	s, id.Exclusive = strings.CutSuffix(s, exclusiveKey)
 	generation, era, dated := strings.Cut(s, eraKey)
 	if id.Generation, err = parseNumber(generation); err != nil {

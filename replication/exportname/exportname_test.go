@@ -24,6 +24,9 @@ func TestNamesOfTheProtocol(t *testing.T) {
 			blockdev.SessionID{Name: "A.b_c-9", Generation: math.MaxUint64}},
 		{"v?session=s&generation=1&era=9", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9}},
 		{"v?session=s&generation=1&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Exclusive: true}},
+		{"v?session=s&generation=1&numbered=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Numbered: true}},
+		{"v?session=s&generation=1&era=9&exclusive=1&numbered=1", "v",
+			blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true, Numbered: true}},
 		{"v?session=s&generation=1&era=9&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true}},
 	} {
 		volume, id, err := Parse(c.name)
@@ -56,6 +59,8 @@ func TestMalformedNamesAreRefused(t *testing.T) {
 		"v?session=s&generation=1&era=",
 		"v?session=s&generation=1&era=1&era=2",
 		"v?session=s&generation=1&exclusive=0",
+		"v?session=s&generation=1&numbered=1&exclusive=1",
+		"v?session=s&generation=1&numbered=2",
 		"v?session=s&generation=1&exclusive=1&era=1",
 		"v?session=s&generation=1&exclusive=1&exclusive=1",
 		"v?session=a\x00b&generation=1",

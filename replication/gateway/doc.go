@@ -8,8 +8,8 @@
 //
 //   - A change of role, a dead node, a dead view service and a partition never become an NBD error. Requests wait,
 //     for ever by default (Options.Timeout).
-//   - Each write takes effect once, as far as any client of this gateway can tell, whatever number of times it was
-//     sent.
+//   - Each write takes effect once, as far as any client of any gateway can tell, whatever number of times it was
+//     sent, over failovers and restarts of nodes (G12).
 //   - With every view server dead, I/O goes on while the primary does; also for new clients of a volume that this
 //     gateway has served before.
 //   - Bounded memory: what is in flight is what the NBD server admits for each connection.
@@ -17,11 +17,10 @@
 // # What it does not do
 //
 //   - It keeps nothing on disk, caches nothing, and orders nothing but overlapping writes.
-//   - Exactly-once does not reach beyond one gateway. A write that was carried out but not answered is repeated
-//     after a failover. Had a client of *another* gateway seen that write and overwritten it before the repetition,
-//     the older data would come back. Cluster file systems do not do this (a lock is given up after its writes are
-//     answered); hosts that write the same blocks without asking each other must share a gateway.
-//   - A gateway's successor does not fence it. After a crash of the gateway itself, what its sockets still hold is
+//   - It does not remember for ever: a gateway that is cut off while blockdev.MaxSessions other clients write may have a
+//     write carried out a second time. A write of more than 32 MiB, which is no atomic one, may be repeated from its
+//     beginning.
+//   - A gateway's successor does not fence it, unless it attaches under the same session (AttachOptions). After a crash of the gateway itself, what its sockets still hold is
 //     under the node's rules alone, and a client that replays (the kernel, qemu) is in the hands of those.
 //   - It does not authenticate or encrypt: listen on a trusted network or a unix socket.
 //
@@ -106,6 +105,12 @@
 //     in knowing of that claim, and the view service has ended everybody else for good: in this order, so that whoever
 //     fails on the way has harmed nobody. The claim is given up after the client's requests are answered or fenced. A
 //     session that a claim has ended never comes back (viewsvc.Claim): its client's memory of the disk is out of date.
+//
+//   - G12 Numbers. A request gets a number when it is first sent, and keeps it: a slot, which no other request of the
+//     session has at the time, and a sequence number, which grows from user to user of the slot. It travels as the NBD
+//     cookie and goes into the log with what the request changes, so that every primary that comes recognises a
+//     repetition, answers it and does not carry it out again (replication/replay.go). By G3 alone, without numbers, this
+//     would hold among the clients of one gateway.
 //
 // # Locks
 //

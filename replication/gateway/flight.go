@@ -16,7 +16,7 @@ type flight struct {
 
 	waiting int     // entries in stateWaiting
 	hits    []index // reused
-	woken   []*lane // lanes in which waiting requests became ready, until nextWoken
+	woken   []*lane // lanes of which requests can be sent since something happened, until nextWoken
 }
 
 // lane is one session's part of a flight.
@@ -26,6 +26,25 @@ type lane struct {
 	count       int   // requests in flight, ghosts not counted
 	ghosts      int
 	woken       bool // is in flight.woken
+
+	// Numbers of requests (blockdev.RequestID). A request gets one when it is first sent, and has it until it leaves.
+	seqs []uint64 // by slot: the last one that was used
+	free []int    // slots that no request has
+}
+
+// numberless tells whether all numbers are in use.
+func (l *lane) numberless() bool { return len(l.free) == 0 && len(l.seqs) == maxInFlight }
+
+// number gives a request a number that no other of the lane has or had.
+func (l *lane) number() uint64 {
+	if len(l.free) == 0 {
+		l.seqs = append(l.seqs, 0)
+		l.free = append(l.free, len(l.seqs)-1)
+	}
+	slot := l.free[len(l.free)-1]
+	l.free = l.free[:len(l.free)-1]
+	l.seqs[slot]++
+	return blockdev.RequestID(slot, l.seqs[slot])
 }
 
 // entryState is where a request in flight is.
@@ -53,7 +72,8 @@ type entry struct {
 	queue      index
 	blockers   int32 // earlier entries that it overlaps and has to wait for
 	state      entryState
-	sentBefore bool // its outcome is unknown until it is answered
+	sentBefore bool   // its outcome is unknown until it is answered
+	id         uint64 // its number, since it was sent
 }
 
 // admit puts a request into flight. If it has to wait for others it gets ready later; see nextWoken.
@@ -91,8 +111,15 @@ func (f *flight) admit(l *lane, r *blockdev.Request, now int64) {
 func (f *flight) take(l *lane, dst []*blockdev.Request, limit int) []*blockdev.Request {
 	for ; l.ready != 0 && limit > 0; limit-- {
 		e := &f.entries[l.ready]
+		if !e.sentBefore && l.numberless() {
+			return dst // the rest is sent when answers have come
+		}
 		l.ready = e.queue
-		e.queue, e.state, e.sentBefore = 0, stateSent, true
+		e.queue, e.state = 0, stateSent
+		if !e.sentBefore {
+			e.sentBefore, e.id = true, l.number()
+		}
+		e.req.ID = e.id
 		dst = append(dst, e.req)
 	}
 	if l.ready == 0 {
@@ -177,8 +204,8 @@ func (f *flight) oldest(l *lane) (since int64, ok bool) {
 	return 0, false
 }
 
-// nextWoken returns a lane in which waiting requests became ready, because of something that happened in another or in
-// itself; nil when there is none left.
+// nextWoken returns a lane of which requests can be sent now, because of something that happened in another or in itself;
+// nil when there is none left.
 func (f *flight) nextWoken() *lane {
 	last := len(f.woken) - 1
 	if last < 0 {
@@ -231,6 +258,12 @@ func (f *flight) remove(i index) {
 		f.index.remove(f.entries, i)
 		f.unblock(i)
 	}
+	if e.sentBefore {
+		l.free = append(l.free, blockdev.RequestSlot(e.id))
+		if l.ready != 0 {
+			f.wake(l)
+		}
+	}
 	e.req, e.lane, e.next = nil, nil, f.free
 	f.free = i
 }
@@ -251,10 +284,15 @@ func (f *flight) unblock(i index) {
 		}
 		f.waiting--
 		f.enqueue(h)
-		if !o.lane.woken {
-			o.lane.woken = true
-			f.woken = append(f.woken, o.lane)
-		}
+		f.wake(o.lane)
+	}
+}
+
+// wake notes that requests of a lane can be sent.
+func (f *flight) wake(l *lane) {
+	if !l.woken {
+		l.woken = true
+		f.woken = append(f.woken, l)
 	}
 }
 
