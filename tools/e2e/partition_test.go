@@ -18,9 +18,9 @@ func startLab(t *testing.T, o cluster.Options) *cluster.Cluster {
 	if os.Getuid() != 0 {
 		missing(t, "making network namespaces needs root")
 	}
-	hosts := []string{"v1", "gateway", "n1", "n2"}
-	if o.Nodes == 3 {
-		hosts = append(hosts, "n3")
+	hosts := []string{"gateway", "n1", "n2", "v1"}
+	if o.Views == 3 {
+		hosts = append(hosts, "v2", "v3")
 	}
 	lab, err := cluster.NewLab(t.Context(), hosts...)
 	must(t, err)

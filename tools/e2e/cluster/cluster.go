@@ -23,6 +23,7 @@ const (
 type Options struct {
 	Binary string
 	Dir    string // must exist; everything is kept in it
+	Views  int    // view servers, default 1
 	Nodes  int    // default 2
 	Volume string // default vol0
 	Size   string // default 256M
@@ -38,6 +39,9 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
+	if o.Views == 0 {
+		o.Views = 1
+	}
 	if o.Nodes == 0 {
 		o.Nodes = 2
 	}
@@ -55,14 +59,15 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Cluster is a view server, nodes and a gateway, each a process of its own, with one volume.
+// Cluster is view servers, nodes and a gateway, each a process of its own, with one volume.
 type Cluster struct {
 	o    Options
-	View string // address of the view server
+	View string // addresses of the view servers, as --view takes them
 	URI  string // of the volume at the gateway
 
-	Viewd   *Process
+	Viewd   *Process // the first view server
 	Gateway *Process
+	viewds  []*Process
 	more    []*Process // further gateways
 	nodes   map[string]*Process
 	peer    map[string]string // address for other nodes, by node
@@ -82,14 +87,24 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster: start: %w", err)
 	}
 	c := &Cluster{
-		o: o, View: place.view, URI: place.uri,
+		o: o, View: strings.Join(place.views, ","), URI: place.uri,
 		nodes: make(map[string]*Process), nbd: make(map[string]string), peer: make(map[string]string),
 	}
 	process := func(role string, args ...string) *Process {
 		line := o.onHost(role, append([]string{o.Binary}, args...)...)
 		return NewProcess(role, line[0], logs, line[1:]...)
 	}
-	c.Viewd = process("v1", "viewd", "--id", "v1", "--data", c.data("v1"), "--listen", c.View)
+	for i, addr := range place.views {
+		id := viewID(i)
+		args := []string{"viewd", "--id", id, "--data", c.data(id), "--listen", addr}
+		for k, peer := range place.views {
+			if k != i {
+				args = append(args, "--peer", viewID(k)+"="+peer)
+			}
+		}
+		c.viewds = append(c.viewds, process(id, args...))
+	}
+	c.Viewd = c.viewds[0]
 	c.Gateway = process("gateway", append([]string{"gateway", "--view", c.View, "--listen", place.gateway}, o.GatewayArgs...)...)
 	for i := range o.Nodes {
 		id := nodeID(i)
@@ -106,30 +121,38 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 
 // placement is where everybody listens.
 type placement struct {
-	view, gateway, uri string
-	nodes              [][2]string // for peers, for NBD clients
+	views        []string
+	gateway, uri string
+	nodes        [][2]string // for peers, for NBD clients
 }
 
 func (o *Options) placement() (placement, error) {
 	if o.Lab != nil {
 		socket := filepath.Join(o.Dir, "nbd.sock")
-		p := placement{view: o.Lab.IP("v1") + ":7400", gateway: "unix:" + socket, uri: "nbd+unix:///" + o.Volume + "?socket=" + socket}
+		p := placement{gateway: "unix:" + socket, uri: "nbd+unix:///" + o.Volume + "?socket=" + socket}
+		for i := range o.Views {
+			p.views = append(p.views, o.Lab.IP(viewID(i))+":7400")
+		}
 		for i := range o.Nodes {
 			ip := o.Lab.IP(nodeID(i))
 			p.nodes = append(p.nodes, [2]string{ip + ":7500", ip + ":10810"})
 		}
 		return p, nil
 	}
-	ports, err := freePortsAt(o.Host, 2+2*o.Nodes)
+	ports, err := freePortsAt(o.Host, 1+o.Views+2*o.Nodes)
 	if err != nil {
 		return placement{}, err
 	}
-	p := placement{view: ports[0], gateway: ports[1], uri: "nbd://" + ports[1] + "/" + o.Volume}
+	p := placement{gateway: ports[0], uri: "nbd://" + ports[0] + "/" + o.Volume}
+	ports = ports[1:]
+	p.views, ports = ports[:o.Views], ports[o.Views:]
 	for i := range o.Nodes {
-		p.nodes = append(p.nodes, [2]string{ports[2+2*i], ports[3+2*i]})
+		p.nodes = append(p.nodes, [2]string{ports[2*i], ports[2*i+1]})
 	}
 	return p, nil
 }
+
+func viewID(i int) string { return "v" + strconv.Itoa(i+1) }
 
 func nodeID(i int) string { return "n" + strconv.Itoa(i+1) }
 
@@ -174,6 +197,22 @@ func (c *Cluster) DataDir(role string) string { return c.data(role) }
 // Volume is the volume's name.
 func (c *Cluster) Volume() string { return c.o.Volume }
 
+// Leader is the view server that leads.
+func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
+	s, _, err := c.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range s.Viewd {
+		for _, p := range c.viewds {
+			if v.Leader && v.ID == p.Name {
+				return p, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("cluster: no view server leads in %+v", s.Viewd)
+}
+
 // Lab is the network that the cluster is on; nil if that is the loopback interface.
 func (c *Cluster) Lab() *Lab { return c.o.Lab }
 
@@ -204,7 +243,7 @@ func (c *Cluster) NBDAddr(id string) string { return c.nbd[id] }
 
 // Processes are all of them, in the order in which they start.
 func (c *Cluster) Processes() []*Process {
-	all := []*Process{c.Viewd}
+	all := slices.Clone(c.viewds)
 	for _, id := range c.Nodes() {
 		all = append(all, c.nodes[id])
 	}
