@@ -47,14 +47,13 @@ type history struct {
 	ops []porcupine.Operation // guarded by mu
 }
 
-// record starts the clients, on a disk whose first blocks are zeroes. Those at the first gateway write too, the others
-// read: that a write is carried out once holds within a gateway.
+// record starts the clients, on a disk whose first blocks are zeroes.
 func record(t *testing.T, uris ...string) *history {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	h := &history{t: t, cancel: cancel, start: time.Now(), seed: seed(t)}
 	for i := range len(uris) * historyWorkers {
-		w := &recorder{h: h, id: i, uri: uris[i%len(uris)], reader: i < len(uris) || i%len(uris) > 0, rng: rand.New(rand.NewPCG(h.seed, uint64(i)))}
+		w := &recorder{h: h, id: i, uri: uris[i%len(uris)], reader: i < len(uris), rng: rand.New(rand.NewPCG(h.seed, uint64(i)))}
 		h.all.Go(func() { w.run(ctx) })
 	}
 	t.Cleanup(h.stop)
