@@ -1,6 +1,7 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"testing"
@@ -86,7 +87,9 @@ func TestRequestsAllocateNothing(t *testing.T) {
 }
 
 func benchmark(b *testing.B, op blockdev.Op, depth, size int) {
-	_, addr := serve(b, nbd.ServerOptions{Exporter: exports{{Device: memory(b, 64<<20)}}})
+	const disk = 64 << 20
+	_, addr := serve(b, nbd.ServerOptions{Exporter: exports{{Device: memory(b, disk)}}})
+	fill(b, addr, disk)
 	l := newLoader(b, addr, depth)
 	burst := requests(op, depth, size)
 	b.SetBytes(int64(size))
@@ -94,6 +97,16 @@ func benchmark(b *testing.B, op blockdev.Op, depth, size int) {
 	b.ResetTimer()
 	l.run(burst, b.N)
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
+}
+
+// fill writes data, as reads of zeroes are answered without.
+func fill(b *testing.B, addr string, size int) {
+	d := openDisk(b, addr, "")
+	for at := 0; at < size; at += 16 << 20 {
+		if _, err := d.WriteAt(bytes.Repeat([]byte("data"), 4<<20), int64(at)); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 // Server and client in one process, over loopback, on a memory backend.

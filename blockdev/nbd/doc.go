@@ -10,7 +10,8 @@
 //   - N1 In step. Whatever a client sends after a well-formed header, the server finds the start of the next
 //     message, or closes the connection. Bytes from the wire never cause a panic.
 //   - N2 Bounded. Every length is checked before memory is taken for it. A connection holds at most MaxInFlight
-//     requests and MaxInFlightBytes of payload; a request holds its share until its reply is in the socket.
+//     requests and MaxInFlightBytes of payload, all together MaxBytes; a request holds its share until its reply is in the
+//     socket. When MaxBytes is used up, a connection still has one request at a time.
 //   - N3 Nobody waits for a stuck client. Complete and Abort never block on a socket: what it does not take at once
 //     is sent by the connection's writer goroutine.
 //   - N4 A role change is not an error. A request that failed with blockdev.ErrSessionClosed gets no reply; the

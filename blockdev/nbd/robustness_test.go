@@ -102,6 +102,60 @@ func TestRequestsInFlightAreBounded(t *testing.T) {
 	})
 }
 
+// N2: clients that do not read their replies can use up the server's memory for payload, but no more; others go on then,
+// with one request at a time, and as before when they are gone.
+func TestBytesInFlightOfAllClientsAreBounded(t *testing.T) {
+	const limit, size = 64 << 20, 1 << 20
+	dev := newPuppet(testSize)
+	srv, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "a", Device: dev}}, MaxInFlightBytes: limit, MaxBytes: limit})
+	var stuck []*raw
+	var sessions []*puppetSession
+	for range 3 {
+		r := dialRaw(t, addr)
+		r.attach("a")
+		stuck, sessions = append(stuck, r), append(sessions, within(t, "attach", dev.attached))
+		for i := range 100 {
+			r.request(0, cmdRead, uint64(i), 0, size)
+		}
+	}
+	held := func() (n int) {
+		for _, s := range sessions {
+			n += len(s.arrived) // bursts, which have requests
+		}
+		return n
+	}
+	until(t, "all is used", func() bool { return srv.Stats().InFlight >= limit && held() >= 3 })
+	if n := srv.Stats().InFlight; n > limit+3*size {
+		t.Fatalf("%d bytes in flight", n)
+	}
+	other := dialRaw(t, addr)
+	other.attach("a")
+	s := within(t, "attach", dev.attached)
+	for i := range uint64(5) {
+		other.request(0, cmdRead, 2*i, 0, size)
+		other.request(0, cmdRead, 2*i+1, 0, size)
+		s.client.Complete(s.take(t, 1))
+		other.wantSimple(0, 2*i)
+		other.read(size)
+		s.client.Complete(s.take(t, 1))
+		other.wantSimple(0, 2*i+1)
+		other.read(size)
+	}
+	for i, r := range stuck {
+		r.nc.(*net.TCPConn).SetLinger(0)
+		r.nc.Close()
+		for len(sessions[i].arrived) > 0 { // the device finishes what it has, whoever is there to hear of it
+			sessions[i].client.Complete(<-sessions[i].arrived)
+		}
+		within(t, "Session.Close", sessions[i].closed)
+	}
+	until(t, "all is given back", func() bool { return srv.Stats().InFlight == 0 })
+	for i := range uint64(20) {
+		other.request(0, cmdRead, i, 0, size)
+	}
+	s.client.Complete(s.take(t, 20))
+}
+
 // wantQuiet checks that nothing more reaches the device. It can only wait a while: what is wrong here may pass, what is
 // right never fails.
 func wantQuiet(t *testing.T, s *puppetSession) {

@@ -16,6 +16,7 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultMaxInFlight      = 256
 	DefaultMaxInFlightBytes = 128 << 20
+	DefaultMaxBytes         = 1 << 30
 )
 
 // acceptRetry is the pause after a listener failed for want of something (descriptors, most often).
@@ -33,6 +34,9 @@ type ServerOptions struct {
 	HandshakeTimeout    time.Duration // from accept to the end of the handshake
 	MaxInFlight         int           // requests of one connection, at least 128
 	MaxInFlightBytes    int64         // payload of one connection's requests, at least 64 MiB
+	// MaxBytes is the payload of all connections' requests together. When it is used up, by clients that do not read
+	// their replies for instance, every connection goes on with one request at a time.
+	MaxBytes int64
 
 	TLS TLSOptions
 
@@ -63,6 +67,9 @@ func (o *ServerOptions) Validate() error {
 	if o.MaxInFlightBytes == 0 {
 		o.MaxInFlightBytes = DefaultMaxInFlightBytes
 	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = max(DefaultMaxBytes, o.MaxInFlightBytes)
+	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
 	}
@@ -77,6 +84,8 @@ func (o *ServerOptions) Validate() error {
 		return fmt.Errorf("nbd: MaxInFlight is %d, must be at least 128", o.MaxInFlight)
 	case o.MaxInFlightBytes < maxPayloadBytes:
 		return fmt.Errorf("nbd: MaxInFlightBytes is %d, must be at least %d, the largest request", o.MaxInFlightBytes, maxPayloadBytes)
+	case o.MaxBytes < o.MaxInFlightBytes:
+		return fmt.Errorf("nbd: MaxBytes is %d, must be at least MaxInFlightBytes, %d", o.MaxBytes, o.MaxInFlightBytes)
 	}
 	return nil
 }
@@ -84,6 +93,7 @@ func (o *ServerOptions) Validate() error {
 // Stats are totals since the server was made. A connection adds to them once per burst.
 type Stats struct {
 	Clients      int    // now
+	InFlight     int64  // payload of requests, in bytes, now
 	Requests     uint64 // given to devices
 	BytesRead    uint64
 	BytesWritten uint64
@@ -96,6 +106,8 @@ type Server struct {
 	pool         buffers
 
 	requests, bytesRead, bytesWritten atomic.Uint64
+
+	inFlight atomic.Int64 // bytes admitted and not released, of all connections
 
 	// ctx ends when Close is called; it is given to the Exporter and to Device.Attach.
 	ctx    context.Context
@@ -190,7 +202,7 @@ func (s *Server) Stats() Stats {
 	clients := len(s.conns)
 	s.mu.Unlock()
 	return Stats{
-		Clients: clients, Requests: s.requests.Load(),
+		Clients: clients, InFlight: s.inFlight.Load(), Requests: s.requests.Load(),
 		BytesRead: s.bytesRead.Load(), BytesWritten: s.bytesWritten.Load(),
 	}
 }

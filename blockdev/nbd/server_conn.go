@@ -178,6 +178,7 @@ func (c *conn) transmit() {
 		c.changed.Wait()
 	}
 	err = c.dead // whatever came first: the reader may have met the consequence only
+	c.srv.inFlight.Add(c.released - c.admitted)
 	c.mu.Unlock()
 	close(stop)
 	<-stopped

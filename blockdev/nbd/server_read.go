@@ -175,11 +175,18 @@ func (c *conn) ticket(n int64) (*ticket, error) {
 	c.taken++
 	c.admitted += n
 	t.bytes = n
+	if n > 0 {
+		c.srv.inFlight.Add(n)
+	}
 	return t, nil
 }
 
-// fits tells whether n more bytes are within the limit.
-func (c *conn) fits(n int64) bool { return c.admitted-c.seen+n <= c.srv.opts.MaxInFlightBytes }
+// fits tells whether n more bytes are within the limits. One request fits always: no other connection can stop this one,
+// and it has something of its own under way whose end wakes it.
+func (c *conn) fits(n int64) bool {
+	held, opts := c.admitted-c.seen, &c.srv.opts
+	return held == 0 || held+n <= opts.MaxInFlightBytes && c.srv.inFlight.Load()+n <= opts.MaxBytes
+}
 
 // waitForShare fetches what was freed since the last time, and waits until that suffices. The burst is handed over
 // before, as it may be what everybody waits for.

@@ -157,6 +157,9 @@ func (c *conn) ticketSent(m *message) {
 	t.letGo(&c.srv.pool)
 	c.free = append(c.free, m.slot)
 	c.released += t.bytes
+	if t.bytes > 0 {
+		c.srv.inFlight.Add(-t.bytes)
+	}
 	c.returned++
 	if c.waiting {
 		c.changed.Signal()
