@@ -156,7 +156,7 @@ func List(ctx context.Context, addr string, opts ClientOptions) ([]ExportInfo, e
 	if err != nil {
 		return nil, fmt.Errorf("nbd: connect: %w", err)
 	}
-	h := &clientHandshake{sock: sock, in: inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)}}
+	h := &clientHandshake{sock: sock, in: inbuf{src: sock.source(), buf: make([]byte, handshakeBufferBytes)}}
 	if h.tls, err = opts.TLS.forServer(cmp.Or(opts.ServerName, hostOf(addr))); err != nil {
 		return nil, err
 	}

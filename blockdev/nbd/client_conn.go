@@ -63,7 +63,7 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 	c := &Conn{
 		info: ExportInfo{Name: opts.Export},
 		tls:  opts.tls, numbered: opts.Numbered,
-		in:    inbuf{src: nc, buf: make([]byte, handshakeBufferBytes)},
+		in:    inbuf{src: sock.source(), buf: make([]byte, handshakeBufferBytes)},
 		slots: make([]clientSlot, opts.MaxInFlight),
 		free:  make([]uint32, opts.MaxInFlight),
 		done:  make([]*blockdev.Request, 0, opts.MaxInFlight),

@@ -56,18 +56,41 @@ func (b *inbuf) need(n int) ([]byte, error) {
 	return b.buf[b.r : b.r+n], nil
 }
 
+// vectorReader is a source that reads into p, and into rest what does not fit there, with one call.
+type vectorReader interface {
+	readv(p, rest []byte) (int, error)
+}
+
+// spillBytes is how much may come behind data that is read directly: the next header, and little of what belongs to
+// it, as that is copied.
+const spillBytes = 4 << 10
+
 // readFull fills p, from the buffer first and then from the source directly.
 func (b *inbuf) readFull(p []byte) error {
 	n := copy(p, b.buf[b.r:b.w])
 	b.skip(n)
-	if n == len(p) {
-		return nil
+	v, vectors := b.src.(vectorReader)
+	for n < len(p) { // the buffer is empty
+		var k int
+		var err error
+		if vectors {
+			k, err = v.readv(p[n:], b.buf[:min(spillBytes, len(b.buf))])
+		} else {
+			k, err = b.src.Read(p[n:])
+		}
+		b.w = max(0, k-(len(p)-n))
+		n += k - b.w
+		switch {
+		case n == len(p):
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		case k == 0:
+			return io.ErrNoProgress
+		}
 	}
-	_, err := io.ReadFull(b.src, p[n:])
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
+	return nil
 }
 
 // discard drops n bytes of the stream, at most a buffer at a time.

@@ -25,6 +25,28 @@ func FuzzInfoRequest(f *testing.F) {
 	})
 }
 
+// The same for the data of the options on metadata contexts; and what a client asks for selects what it means.
+func FuzzMetaRequest(f *testing.F) {
+	f.Add(encodeMetaRequest(metaRequest{name: "vol0", queries: []string{"base:allocation", "base:", ""}}))
+	f.Add(encodeMetaRequest(metaRequest{}))
+	f.Add([]byte{0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		r, err := decodeMetaRequest(p)
+		if err != nil {
+			if !errors.Is(err, errMalformed) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if again := encodeMetaRequest(r); !bytes.Equal(again, p) {
+			t.Fatalf("%x became %x", p, again)
+		}
+		if r.selectsAllocation(optSetMetaContext) && !r.selectsAllocation(optListMetaContext) {
+			t.Fatalf("%q selects what it does not list", r.queries)
+		}
+	})
+}
+
 // A size class holds what it is asked for, and no more than twice that above the smallest.
 func TestBufferClassesFit(t *testing.T) {
 	var pool buffers

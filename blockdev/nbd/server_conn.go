@@ -85,7 +85,7 @@ type conn struct {
 
 func newConn(s *Server, sock *socket, client string) *conn {
 	c := &conn{srv: s, client: client}
-	c.in = inbuf{src: sock.nc, buf: make([]byte, handshakeBufferBytes)}
+	c.in = inbuf{src: sock.source(), buf: make([]byte, handshakeBufferBytes)}
 	c.outbox.init(sock, c.ticketSent)
 	return c
 }

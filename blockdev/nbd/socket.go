@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"crypto/tls"
+	"io"
 	"net"
 	"syscall"
 	"time"
@@ -107,6 +108,62 @@ func (s *socket) blockingWrite(bufs [][]byte) (int, error) {
 		s.joined = append(s.joined, b...)
 	}
 	return s.nc.Write(s.joined)
+}
+
+// source is what the connection's reader reads from.
+func (s *socket) source() io.Reader {
+	if s.raw == nil {
+		return s.nc
+	}
+	r := &socketReader{Conn: s.Conn, raw: s.raw}
+	r.once = r.tryReadv
+	return r
+}
+
+// socketReader reads from a kernel's socket. Only the connection's reader uses it.
+type socketReader struct {
+	net.Conn
+	raw syscall.RawConn
+
+	// Arguments and results of readv; once is made once, for the same reason as socket.once.
+	iov   [2]unix.Iovec
+	n     int
+	errno unix.Errno
+	once  func(fd uintptr) bool
+}
+
+// readv implements vectorReader. It waits until something comes.
+func (r *socketReader) readv(p, rest []byte) (int, error) {
+	for i, b := range [2][]byte{p, rest} {
+		r.iov[i].Base = unsafe.SliceData(b)
+		r.iov[i].SetLen(len(b))
+	}
+	err := r.raw.Read(r.once)
+	r.iov = [2]unix.Iovec{} // hold on to no buffer
+	switch {
+	case err != nil:
+		return 0, err
+	case r.errno != 0:
+		return 0, r.errno
+	case r.n == 0:
+		return 0, io.EOF
+	}
+	return r.n, nil
+}
+
+// tryReadv does one system call on a non-blocking descriptor; false makes the runtime wait for more.
+func (r *socketReader) tryReadv(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov)), uintptr(len(r.iov)))
+		switch errno {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		r.n, r.errno = int(n), errno
+		return true
+	}
 }
 
 // startTLS makes all that follows go through tc, which is over the connection.
