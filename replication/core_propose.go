@@ -20,7 +20,7 @@ func (c *Core) addCaughtUp() {
 		return
 	}
 	for _, p := range c.peers {
-		if p.required || !p.up || !p.copied || p.durable+joinLag < c.commit || p.silent > heartbeatTicks+1 || c.onTrial(p.id) {
+		if p.required || !p.up || !p.copied || p.written+joinLag < c.commit || p.silent > heartbeatTicks+1 || c.onTrial(p.id) {
 			continue
 		}
 		p.required, c.joining = true, p.id // first R, then the proposal (I8)

@@ -26,7 +26,7 @@ const (
 
 	holdPause  = 5 * time.Millisecond // for one frame
 	holdAll    = 20 * time.Second     // for one connection; then the learner has to begin again
-	holdQueued = maxQueuedBytes / 4   // bytes that wait for a learner's socket
+	holdQueued = 4 << 20              // bytes that wait for a learner's socket: it is slower than the clients are
 	holdShare  = 4                    // the learner's place is within this part of the log's oldest end
 )
 
@@ -126,7 +126,7 @@ func (s *stream) pacing(n int) error {
 // at once a tick.
 func (r *Replica) behind() bool {
 	for _, s := range r.streams {
-		if !s.up || s.held >= holdAll || r.core.Required(s.peer) {
+		if !s.up || s.held >= holdAll || r.core.Required(s.peer) || r.core.onTrial(s.peer) {
 			continue
 		}
 		if s.direct && s.q.queued() > holdQueued || !s.direct && r.nearFirst(s.next) {
