@@ -163,7 +163,7 @@ func (f *follower) onAppend(m msg, body []byte) error {
 	r := f.r
 	f.follow(m.Commit) // first: what is committed can be applied, and makes room
 	for {
-		err = r.appendLog(frame)
+		err = r.store.Append(frame)
 		if !errors.Is(err, wal.ErrFull) {
 			break
 		}

@@ -240,7 +240,7 @@ func (r *Replica) write(fb *frameBuf, a *after, sync bool) {
 	last := fb.frame.Last()
 	r.mu.Unlock()
 	r.finish(a)
-	err := r.appendLog(fb.frame)
+	err := r.store.Append(fb.frame)
 	r.mu.Lock()
 	r.inflight = nil
 	r.putFrame(fb)

@@ -58,9 +58,8 @@ type Replica struct {
 	cancel context.CancelFunc
 	rt     Runtime
 
-	syncMu             sync.Locker // held over store.Sync
-	appending, syncing pendingIO
-	shipping           atomic.Int32 // learners and members that are sent what is in the log or the image
+	syncMu   sync.Locker  // held over store.Sync
+	shipping atomic.Int32 // learners and members that are sent what is in the log or the image
 
 	syncsMu sync.Mutex // guards syncs; taken last
 	syncs   syncTimes
@@ -292,6 +291,16 @@ func (r *Replica) unsynced() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.hard.Volume.Sync == viewsvc.SyncFlush && r.core.durable < r.core.written
+}
+
+// syncStore syncs the log. One sync is in flight at a time.
+func (r *Replica) syncStore() error {
+	r.syncMu.Lock()
+	defer r.syncMu.Unlock()
+	began := r.rt.Now()
+	err := r.store.Sync()
+	r.noteSync(r.rt.Now().Sub(began))
+	return err
 }
 
 // syncNow makes what is written durable and says so to whom it concerns.
