@@ -2,6 +2,7 @@ package replication
 
 import (
 	"fmt"
+	"time"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
@@ -25,7 +26,16 @@ const (
 	EventUnusable   EventKind = "unusable"    // a replica's directory cannot be opened
 	EventViewLost   EventKind = "view_lost"   // the view service cannot be reached
 	EventViewFound  EventKind = "view_found"  // it can be again
-	EventStorage    EventKind = "storage"     // something that the storage of a replica reports
+	EventStorage    EventKind = "storage"     // the storage of a replica failed
+
+	// What the storage of a replica reports.
+	EventRecovered    EventKind = "recovered"     // it was opened: Took
+	EventCheckpoint   EventKind = "checkpoint"    // Took
+	EventCorruptBlock EventKind = "corrupt_block" // a read met a bad block: Err
+	EventBrokenFrame  EventKind = "broken_frame"  // a frame of the log went bad before it was applied
+	EventRepaired     EventKind = "repaired"      // a bad block was made good
+	EventScrubbed     EventKind = "scrubbed"      // everything was read and compared once
+	EventNoHoles      EventKind = "no_holes"      // the file system gives no space back
 )
 
 // Event is something that an operator may want to know. Err is set where something went wrong.
@@ -37,6 +47,7 @@ type Event struct {
 	View    viewsvc.ViewNum
 	State   string
 	Text    string
+	Took    time.Duration
 	Err     error
 }
 
@@ -47,8 +58,23 @@ func storageEvent(volume string, e blockdev.Event) Event {
 	case blockdev.EventPoisoned:
 		out.Err = e.Err
 	case blockdev.EventCorruptBlock:
-		out.Err = e.Err
+		out.Kind, out.Err = EventCorruptBlock, e.Err
+	case blockdev.EventRecovered:
+		out.Kind, out.Took = EventRecovered, e.Took
+		out.Text = fmt.Sprintf("records %d to %d behind the checkpoint, %d committed, clean %v, torn %v", e.Checkpoint+1, e.End, e.Committed, e.Clean, e.Torn)
+		if e.Corruption != nil {
+			out.Err = e.Corruption
+		}
+	case blockdev.EventCheckpoint:
+		out.Kind, out.Took, out.Text = EventCheckpoint, e.Took, fmt.Sprintf("record %d", e.LSN)
+	case blockdev.EventRepaired:
+		out.Kind, out.Text = EventRepaired, fmt.Sprintf("block %d", e.Block)
+	case blockdev.EventBrokenFrame:
+		out.Kind, out.Text = EventBrokenFrame, fmt.Sprintf("records %d to %d, %d of %d blocks are lost here", e.First, e.Last, e.Lost, e.Blocks)
+	case blockdev.EventScrubbed:
+		out.Kind, out.Text = EventScrubbed, fmt.Sprintf("%+v", e.Scrubbed)
 	case blockdev.EventNoHoles:
+		out.Kind = EventNoHoles
 		out.Text = "the file system of " + e.Dir + " punches no holes: trims write zeroes and give no space back"
 	default:
 		out.Text = fmt.Sprintf("%T %+v", e, e)

@@ -71,3 +71,16 @@ func (s *State) Views(name string) ([]HistoryEntry, error) {
 	}
 	return history, nil
 }
+
+// LocalStatus is what this server knows if it leads; ok is false if it does not. Unlike Client.Status it asks nobody
+// whether it still leads: for metrics, not for decisions.
+func (s *Server) LocalStatus() (status ClusterStatus, ok bool) {
+	err := s.withMonitor(func(m *Monitor) error { status = m.ClusterStatus(); return nil })
+	return status, err == nil
+}
+
+// KnowsLeader tells whether some view server leads, as far as this one knows.
+func (s *Server) KnowsLeader() bool {
+	_, addr := s.cons.leader()
+	return addr != ""
+}

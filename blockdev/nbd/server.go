@@ -120,6 +120,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	attached  map[string]int // connections in transmission, by export name
+	meters    map[string]*meter
 }
 
 // NewServer makes a server that listens nowhere yet.

@@ -31,10 +31,11 @@ type ticket struct {
 	message
 	req      blockdev.Request
 	cookie   uint64
-	flags    uint16    // of the command
-	buf      *buffer   // payload of a read or a write, descriptors of a block status
-	bytes    int64     // counted against MaxInFlightBytes
-	inDevice bool      // between Submit and Complete
+	flags    uint16  // of the command
+	buf      *buffer // payload of a read or a write, descriptors of a block status
+	bytes    int64   // counted against MaxInFlightBytes
+	inDevice bool    // between Submit and Complete
+	began    time.Duration
 	parts    []message // of a reply with holes: all but the last, which is the ticket's own
 	extents  *extents  // room for the result of a block status
 }
@@ -50,6 +51,7 @@ type conn struct {
 	export     Export
 	info       ExportInfo
 	session    blockdev.Session
+	meter      *meter
 	structured bool
 	extents    bool // base:allocation was negotiated
 
@@ -126,6 +128,7 @@ func (c *conn) attach(ctx context.Context) error {
 	if err := c.srv.reserve(c.export.Name); err != nil {
 		return err
 	}
+	c.meter = c.srv.meterOf(c.export.Name)
 	n := c.srv.opts.MaxInFlight
 	c.tickets = make([]ticket, n)
 	c.spare = make([]uint32, 0, n)

@@ -241,8 +241,12 @@ func (c *conn) submit() {
 	c.mu.Unlock()
 }
 
-// count adds the burst to the totals.
+// count adds the burst to the totals, and stops the time.
 func (c *conn) count() {
+	now := clock()
+	for _, r := range c.burst {
+		c.tickets[r.Tag].began = now
+	}
 	n := uint64(len(c.burst))
 	c.counts.Requests += n
 	c.counts.BytesRead += c.burstRead

@@ -24,12 +24,14 @@ const (
 // Complete sends the replies of finished requests. It implements blockdev.Client.
 func (c *conn) Complete(done []*blockdev.Request) {
 	var closed error
+	now := clock()
 	for _, r := range done {
 		t := &c.tickets[r.Tag]
 		if &t.req != r || !t.inDevice {
 			panic(fmt.Sprintf("nbd: device completed a request that it does not have: %v at %d", r.Op, r.Offset))
 		}
 		t.inDevice = false
+		c.meter.note(r, now-t.began)
 		if r.Err != nil && errors.Is(r.Err, blockdev.ErrSessionClosed) {
 			closed = r.Err // N4
 		}

@@ -62,5 +62,6 @@
 //	volume.go, handover.go, force.go what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
+//	metrics*.go                   --metrics: Prometheus collects a role's numbers when it is asked
 //	dev*.go                       the cluster for trying things out
 package main

@@ -51,6 +51,7 @@ is free; when the gateway dies, it stays taken until the same --session, or some
 	flags.StringVar(&attach.Session, "session", "", `with --exclusive: a name for this gateway that no other has, under which it gets
 its volumes back after it died (default: a new one at each start)`)
 	servers := viewFlag(cmd, env)
+	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -81,15 +82,30 @@ its volumes back after it died (default: a new one at each start)`)
 				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
 				ReadOnly: readAll, ReadOnlyVolumes: readers, Attach: attach,
 				MaxClientsPerVolume: perVolume, SocketMode: fs.FileMode(mode), TLS: *encrypt, PrimaryTLS: *primaryEncrypt,
-				OnEvent: logGatewayEvents(log, stopped),
+				OnEvent: countGatewayEvents(numbers, logGatewayEvents(log, stopped)),
 			})
 			if err != nil {
 				return running{}, err
 			}
-			return running{close: g.Close, failed: stopped}, nil
+			return numbers.start(running{close: g.Close, failed: stopped}, func() error { return nil },
+				func(e emit) { e.nbd(g.Server().Stats(), g.Server().ExportStats()) })
 		})
 	}
 	return cmd
+}
+
+// countGatewayEvents also measures how long sessions were without a primary.
+func countGatewayEvents(m *metrics, next func(gateway.Event)) func(gateway.Event) {
+	reconnects := m.counter("lockstep_gateway_reconnects_total", "Sessions that were connected again after they lost their primary.")
+	pauses := m.histogram("lockstep_gateway_pause_seconds", "How long a session was without a primary, each time.")
+	return func(e gateway.Event) {
+		m.events.WithLabelValues(e.Kind.String()).Inc()
+		if e.Kind == gateway.EventUp && e.After > 0 {
+			reconnects.Inc()
+			pauses.Observe(e.After.Seconds())
+		}
+		next(e)
+	}
 }
 
 // logGatewayEvents also passes on why the listener stopped.

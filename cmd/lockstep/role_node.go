@@ -41,6 +41,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 	flags.Var(&recruitRate, "recruit-rate", "bytes per second to a replica that is brought up to date, instead of as many as clients do not notice")
 	reads := flags.String("reads", string(replication.ReadAuto), "how reads are kept from being stale: auto, or confirm where clocks cannot be trusted")
 	servers := viewFlag(cmd, env)
+	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -65,7 +66,8 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			}
 			node, err := replication.StartNode(replication.NodeOptions{
 				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
-				LogBytes: int64(logSize), Reads: replication.ReadMode(*reads), RecruitRate: int64(recruitRate), OnEvent: logNodeEvents(log), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
+				LogBytes: int64(logSize), Reads: replication.ReadMode(*reads), RecruitRate: int64(recruitRate),
+				OnEvent: countNodeEvents(numbers, logNodeEvents(log)), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
 			})
 			if err != nil {
 				return running{}, err
@@ -75,15 +77,42 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 				<-node.Done()
 				failed <- node.Err()
 			}()
-			return running{close: node.Close, failed: failed}, nil
+			return numbers.start(running{close: node.Close, failed: failed}, func() error { return nodeHealth(node.Stats()) },
+				func(e emit) { e.node(node.Stats()) })
 		})
 	}
 	return cmd
 }
 
+// countNodeEvents also counts what becomes of the storage.
+func countNodeEvents(m *metrics, next func(replication.Event)) func(replication.Event) {
+	checkpoints := m.histogram("lockstep_checkpoint_seconds", "How long checkpoints took.")
+	corrupt := m.counter("lockstep_corrupt_blocks_total", "Bad blocks met.")
+	repaired := m.counter("lockstep_repaired_blocks_total", "Bad blocks made good from another member.")
+	return func(e replication.Event) {
+		m.events.WithLabelValues(string(e.Kind)).Inc()
+		switch e.Kind {
+		case replication.EventCheckpoint:
+			checkpoints.Observe(e.Took.Seconds())
+		case replication.EventCorruptBlock:
+			corrupt.Inc()
+		case replication.EventRepaired:
+			repaired.Inc()
+		}
+		next(e)
+	}
+}
+
 func logNodeEvents(log zerolog.Logger) func(replication.Event) {
 	return func(e replication.Event) {
+		if e.Kind == replication.EventCheckpoint { // several a minute
+			log.Debug().Str("volume", e.Volume).Dur("took_ms", e.Took).Str("text", e.Text).Msg(string(e.Kind))
+			return
+		}
 		line := eventLine(log, e.Err)
+		if e.Took > 0 {
+			line.Dur("took_ms", e.Took)
+		}
 		str(line, "volume", e.Volume)
 		str(line, "replica", string(e.Replica))
 		str(line, "peer", string(e.Peer))

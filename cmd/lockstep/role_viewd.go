@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
@@ -29,6 +31,7 @@ fails, I/O goes on without it.`,
 	flags.StringVar(&data, "data", "", "directory for its state; made if it is missing")
 	flags.Var(listen, "listen", "where it is reached, by nodes, gateways and the other view servers")
 	flags.Var(peers, "peer", "another view server; once for each")
+	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -47,15 +50,39 @@ fails, I/O goes on without it.`,
 				return running{}, err
 			}
 			server, err := viewsvc.StartServer(viewsvc.ServerOptions{
-				ID: string(id), Dir: data, Listen: listen.value, Peers: peers, OnEvent: logViewEvents(log),
+				ID: string(id), Dir: data, Listen: listen.value, Peers: peers, OnEvent: countViewEvents(numbers, logViewEvents(log)),
 			})
 			if err != nil {
 				return running{}, err
 			}
-			return running{close: func(context.Context) error { return server.Close() }}, nil
+			role := running{close: func(context.Context) error { return server.Close() }}
+			return numbers.start(role, func() error {
+				if !server.KnowsLeader() {
+					return errors.New("no view server leads")
+				}
+				return nil
+			}, func(e emit) { e.viewd(server.LocalStatus()) })
 		})
 	}
 	return cmd
+}
+
+// countViewEvents also counts views by what made them: promote is a failover.
+func countViewEvents(m *metrics, next func(viewsvc.Event)) func(viewsvc.Event) {
+	views := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "lockstep_views_total", Help: "Views made while this server led, by change: promote is a failover.",
+	}, []string{"change"})
+	m.registry.MustRegister(views)
+	for _, k := range []viewsvc.Kind{viewsvc.KindPromote, viewsvc.KindHandover, viewsvc.KindForce} {
+		views.WithLabelValues(string(k)) // 0 is a number too
+	}
+	return func(e viewsvc.Event) {
+		m.events.WithLabelValues(string(e.Kind)).Inc()
+		if e.Kind == viewsvc.EventView {
+			views.WithLabelValues(string(e.Change)).Inc()
+		}
+		next(e)
+	}
 }
 
 func logViewEvents(log zerolog.Logger) func(viewsvc.Event) {
