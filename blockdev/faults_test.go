@@ -39,7 +39,7 @@ func operations(t *testing.T) (ops []memfs.Op) {
 }
 
 // liveWith lives the same life, but for the n-th operation.
-func liveWith(t *testing.T, n int, e memfs.Effect) (*survivor, *memfs.FS) {
+func liveWith(t *testing.T, n int, e memfs.Effect, broken mutation) (*survivor, *memfs.FS) {
 	m := memfs.New()
 	at := 0
 	m.Inject(func(memfs.Op) memfs.Effect {
@@ -48,7 +48,7 @@ func liveWith(t *testing.T, n int, e memfs.Effect) (*survivor, *memfs.FS) {
 		}
 		return memfs.Effect{}
 	})
-	w := newSurvivor(t, m, 0)
+	w := newSurvivor(t, m, broken)
 	w.live()
 	m.Inject(nil)
 	return w, m
@@ -71,7 +71,7 @@ func TestEveryFaultPoisonsForEver(t *testing.T) {
 			if !slices.Contains(f.kinds, op.Kind) || sampled(n) {
 				continue
 			}
-			w, m := liveWith(t, n, f.Effect)
+			w, m := liveWith(t, n, f.Effect, 0)
 			if err := w.isPoisoned(f.Err); err != nil {
 				t.Fatalf("operation %d, %v, %s: %v", n, op, f.name, err)
 			}
@@ -134,7 +134,7 @@ func TestEveryReadFaultIsReported(t *testing.T) {
 		if op.Kind != "read" || sampled(n) {
 			continue
 		}
-		w, m := liveWith(t, n, memfs.Effect{Err: syscall.EIO})
+		w, m := liveWith(t, n, memfs.Effect{Err: syscall.EIO}, 0)
 		// What the applier reads of the log it reads again, block by block.
 		if again := strings.Contains(op.Name, walName) && w.err == nil; !again && !errors.Is(w.err, syscall.EIO) {
 			t.Fatalf("operation %d, %v: the workload ended with %v", n, op, w.err)

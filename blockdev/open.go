@@ -154,7 +154,7 @@ func (s *Store) openFiles() error {
 	if f, err = openFile(s.o.FS, s.o.Dir, regionsName, regionsFileSize(size)); err != nil {
 		return err
 	}
-	if s.regions, err = openRegions(f, size); err != nil {
+	if s.regions, err = openRegions(f, size, s.meta.get().Checkpoint.LSN); err != nil {
 		f.Close()
 		return err
 	}

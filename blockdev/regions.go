@@ -3,6 +3,7 @@ package blockdev
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"sync/atomic"
 
 	"lockstep/wal"
@@ -38,7 +39,8 @@ type regionPage struct {
 // regionReadBytes is how much of the file is read at once.
 const regionReadBytes = 1 << 20
 
-func openRegions(f vfs.File, volume uint64) (*regionTable, error) {
+// openRegions reads the table as it was at a checkpoint, or later.
+func openRegions(f vfs.File, volume uint64, at wal.LSN) (*regionTable, error) {
 	size := regionsFileSize(volume)
 	t := &regionTable{f: newPacedFile(f), n: regionCount(volume), pages: make([]atomic.Pointer[regionPage], size/pageSize)}
 	buf := make([]byte, min(size, regionReadBytes))
@@ -49,14 +51,41 @@ func openRegions(f vfs.File, volume uint64) (*regionTable, error) {
 		}
 		for i := range b {
 			if i%8 == 0 {
-				if l := binary.LittleEndian.Uint64(b[i:]); l != 0 {
-					w := int(off+int64(i)) / 8
-					t.page(w / wordsPerPage).lsn[w%wordsPerPage].Store(l)
+				if word := binary.LittleEndian.Uint64(b[i:]); word != 0 {
+					r := int(off+int64(i)) / 8
+					l, ok := decodeRegion(r, word)
+					if !ok { // rot: nothing that it may have been is newer than the checkpoint
+						l = at
+					}
+					t.page(r / wordsPerPage).lsn[r%wordsPerPage].Store(uint64(l))
 				}
 			}
 		}
 	}
 	return t, nil
+}
+
+// The entry of a region in the file. Part of the format.
+const (
+	regionLSNBits = 48
+	maxRegionLSN  = 1<<regionLSNBits - 1 // 44 years at 200 000 records a second; beyond, regions count as changed
+)
+
+func encodeRegion(region int, l wal.LSN) uint64 {
+	if l == 0 {
+		return 0
+	}
+	l = min(l, maxRegionLSN)
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[0:], uint64(region))
+	binary.LittleEndian.PutUint64(b[8:], uint64(l))
+	return uint64(crc32.Checksum(b[:], castagnoli))<<regionLSNBits | uint64(l)
+}
+
+// decodeRegion tells whether an entry is what encodeRegion made.
+func decodeRegion(region int, word uint64) (wal.LSN, bool) {
+	l := wal.LSN(word & maxRegionLSN)
+	return l, encodeRegion(region, l) == word
 }
 
 // page makes the page if there is none. Callers are serialised.
@@ -111,7 +140,7 @@ func (t *regionTable) write() error {
 			continue
 		}
 		for j := range p.lsn {
-			binary.LittleEndian.PutUint64(t.buf[j*8:], p.lsn[j].Load())
+			binary.LittleEndian.PutUint64(t.buf[j*8:], encodeRegion(i*wordsPerPage+j, wal.LSN(p.lsn[j].Load())))
 		}
 		if err := t.f.write(t.buf[:], int64(i)*pageSize); err != nil {
 			return fmt.Errorf("write regions: %w", err)

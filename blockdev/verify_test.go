@@ -1,6 +1,8 @@
 package blockdev
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"math/rand/v2"
@@ -115,16 +117,22 @@ func TestVerifyFindsWhateverIsWrong(t *testing.T) {
 			return err
 		}
 	}
-	fill := func(name string, at, n int64, with byte) func(dir string) error {
+	put := func(name string, at int64, b []byte) func(dir string) error {
 		return func(dir string) error {
 			f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			_, err = f.WriteAt([]byte(strings.Repeat(string(rune(with)), int(n))), at)
+			_, err = f.WriteAt(b, at)
 			return err
 		}
+	}
+	fill := func(name string, at, n int64, with byte) func(dir string) error {
+		return put(name, at, bytes.Repeat([]byte{with}, int(n)))
+	}
+	entry := func(region int, l wal.LSN) func(dir string) error {
+		return put("regions", int64(region)*8, binary.LittleEndian.AppendUint64(nil, encodeRegion(region, l)))
 	}
 	cut := func(name string) func(dir string) error {
 		return func(dir string) error { return os.Truncate(filepath.Join(dir, name), 4096) }
@@ -173,8 +181,9 @@ func TestVerifyFindsWhateverIsWrong(t *testing.T) {
 		{"a page of sums", fill("data.crc", 0, 4096, 0), "holds data, the checksum says zeroes", false},
 		{"sums are short", both(cut("data.crc"), cut("regions")), "data.crc: is 4096 bytes long", false},
 		{"a region that never changed", fill("regions", 0, 8, 0), "regions: region 0 has content, but is said never to have changed", false},
-		{"a region that changed before", fill("regions", 0, 1, 1), "regions: region 0 changed with record", false},
-		{"a region of the future", flip("regions", 15), "regions: region 1 is said to have changed with record", false},
+		{"a region that changed before", entry(0, 1), "regions: region 0 changed with record", false},
+		{"a region of the future", entry(1, 1<<40), "regions: region 1 is said to have changed with record", false},
+		{"an entry of a region", flip("regions", 15), "regions: region 1 has an entry whose check does not match", false},
 		{"payload of a live frame", flip("wal/"+live[0].Segment, live[0].Offset+5000), "is lost: payload checksum", false},
 		{"header of a live frame", flip("wal/"+live[1].Segment, live[1].Offset+60), "is lost: header checksum", false},
 		{"the last frame", flip("wal/"+live[2].Segment, live[2].Offset+5000), "pieces of unfinished or cut frames behind", true},

@@ -11,7 +11,7 @@ type Effect struct {
 	Drop bool
 	// Lost is a write that succeeds, and is nowhere.
 	Lost bool
-	// Shift is a write that succeeds, and lands so many bytes further on.
+	// Shift is a write that succeeds, and lands so many bytes further on, as far as the file reaches.
 	Shift int64
 	// Hang has the operation wait until it is closed, with nothing locked.
 	Hang <-chan struct{}

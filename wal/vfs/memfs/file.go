@@ -64,12 +64,23 @@ func (f *file) WriteAt(b []byte, off int64) (int, error) {
 		n = min(n, e.Sectors*sectorBytes)
 	case err != nil:
 		n = n / 2 / sectorBytes * sectorBytes
-	case e.Lost:
+	case e.Lost || e.Shift != 0:
+		f.misplace(b, off, e)
 		return n, nil
 	}
-	off += e.Shift
 	f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(n)}, slices.Clone(b[:n]))
 	return n, err
+}
+
+// misplace makes of a write what a disk does that lies. The file's length is the file system's business, and right.
+func (f *file) misplace(b []byte, off int64, e Effect) {
+	if end := off + int64(len(b)); end > f.n.now.size {
+		f.fs.changeFile(f.n, Op{Kind: "truncate", Name: f.name, Len: end}, nil)
+	}
+	off += e.Shift
+	if b = b[:max(0, min(int64(len(b)), f.n.now.size-off))]; !e.Lost && len(b) > 0 {
+		f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(len(b))}, slices.Clone(b))
+	}
 }
 
 func (f *file) Truncate(size int64) error {
