@@ -15,7 +15,7 @@
 //	meta        two 4 KiB slots with the same content (table below)
 //	meta.new    only while the directory is being formatted: renamed to meta as Format's last step
 //	data.img    raw image, exactly the volume's size, sparse
-//	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes, and is zero in the image
+//	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
 //	sessions    which numbered requests of clients the history holds (sessions.go), 2 × 1 MiB slots written in turn
 //	regions     8 bytes per region of RegionBytes, little-endian: in the lower 48 bits the LSN of the last committed change,
 //	            or newer; in the upper 16 the lower bits of crc32c(le64(region) ‖ le64(LSN)). 0 = never changed
@@ -23,8 +23,8 @@
 //	            1970, crc32c of these 24 bytes; never synced, made when it is missing, not believed when it is bad
 //	wal/        the log's segments (package wal)
 //
-// data.crc and regions are padded to whole 4 KiB pages. A block with sum 0 is zero in the image, too (and is
-// checked to be), so that data.img alone is the disk's content after a clean stop.
+// data.crc and regions are padded to whole 4 KiB pages. A block with sum 0 is never looked up in the image; the
+// image is punched or zeroed all the same, so that data.img alone is the disk's content after a clean stop.
 //
 // # meta slot, version 1
 //

@@ -78,7 +78,7 @@ func Inspect(fsys fs.FS) (*Inspection, error) {
 	}
 	x := &Inspection{fsys: fsys}
 	for _, n := range names {
-		if !slices.Contains([]string{lockName, metaName, imageName, sumsName, regionsName, scrubName, walName}, n) {
+		if !slices.Contains([]string{lockName, metaName, imageName, sumsName, regionsName, sessionsName, scrubName, walName}, n) {
 			x.problem(true, n, "is none of a replica's files")
 		}
 	}

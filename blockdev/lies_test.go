@@ -127,35 +127,29 @@ func (w *survivor) lied(m *memfs.FS, ofMeta, ofLog bool) error {
 // A write and its checksum that both land in the place of another block are as good as what belongs there, but for the
 // block's number, which the checksum covers.
 func TestFaultThatMovesBlockAndSumAlikeIsFound(t *testing.T) {
-	read := func(broken mutation) error {
-		m := memfs.New()
-		w := newSurvivor(t, m, broken)
-		w.format()
-		w.open()
-		m.Inject(func(op memfs.Op) (e memfs.Effect) {
-			switch {
-			case op.Kind != "write":
-			case path.Base(op.Name) == imageName:
-				e.Shift = 9 * BlockSize
-			case path.Base(op.Name) == sumsName:
-				e.Shift = 9 * 4
-			}
-			return e
-		})
-		w.put(write(0, 1))
-		w.close()
-		w.open()
-		if w.err != nil {
-			t.Fatal(w.err)
+	m := memfs.New()
+	w := newSurvivor(t, m, 0)
+	w.format()
+	w.open()
+	m.Inject(func(op memfs.Op) (e memfs.Effect) {
+		switch {
+		case op.Kind != "write":
+		case path.Base(op.Name) == imageName:
+			e.Shift = 9 * BlockSize
+		case path.Base(op.Name) == sumsName:
+			e.Shift = 9 * 4
 		}
-		defer w.s.Abandon()
-		return w.s.Read(9, make([]byte, BlockSize))
+		return e
+	})
+	w.put(write(0, 1))
+	w.close()
+	w.open()
+	if w.err != nil {
+		t.Fatal(w.err)
 	}
+	defer w.s.Abandon()
 	var corrupt *CorruptBlockError
-	if err := read(0); !errors.As(err, &corrupt) {
+	if err := w.s.Read(9, make([]byte, BlockSize)); !errors.As(err, &corrupt) {
 		t.Errorf("block 9 has what was written to block 0, and reads with %v", err)
-	}
-	if err := read(placeless); err != nil {
-		t.Errorf("the mutant does not live: %v", err)
 	}
 }

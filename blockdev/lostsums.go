@@ -7,41 +7,42 @@ import (
 	"lockstep/wal"
 )
 
-// Sums that are lost, so that they read as zeroes, would turn their blocks into holes. But a block without a sum is a hole
-// or zero in the image too (B9). So where a stretch of data.crc is all zero and the image is not, blocks have lost their
-// sums. This is looked at when a page of sums is read, and costs one question to the file system for a stretch
-// that was written once; the image is read only where it has data there.
+// Sums that are lost, or that another page's took the place of, so that they read as zeroes, would turn their blocks into
+// holes. But a block without a sum is a hole or zero in the image too (B9). So where sums are zero and the image is
+// not, blocks have lost their sums. This is looked at when a page of sums is read, and costs one question to the file
+// system for a stretch without sums in a region that was written once; the image is read only where it has data there.
 
-// sumsPerSector is how many sums share the smallest unit that a disk loses: sums of half a region.
-const sumsPerSector = 512 / 4
+// lostStretch is how many blocks are looked at together: within a region.
+const lostStretch = 128
 
 // markLost gives the blocks whose sums are lost a sum that they do not have: they are corrupt until they are repaired.
 //
 // No block is marked in vain: between its data and its sum coming into the image, and after a crash in between, its
 // entry is in the page table (B2). It is looked up after the image was read. While an image is copied neither holds (B7).
 func (s *Store) markLost(page int, p *sumPage) error {
-	if s.Copying() {
+	if s.Copying() || s.o.broken.has(trustHoles) {
 		return nil
 	}
 	finder := dataFinder{f: s.image.File, size: int64(s.id.Size)}
 	var data []byte
-	for at := uint64(0); at < sumsPerPage; at += sumsPerSector {
+	for at, n := uint64(0), uint64(0); at < sumsPerPage; at += n {
 		first := uint64(page)*sumsPerPage + at
 		if first >= s.Blocks() {
 			break
 		}
-		n := min(sumsPerSector, s.Blocks()-first)
-		if !p.zero(at, n) || s.regions.get(int(first/RegionBlocks)) == 0 ||
+		n = min(lostStretch-at%lostStretch, s.Blocks()-first)
+		var zero bool
+		if n, zero = p.stretch(at, n); !zero || s.regions.get(int(first/RegionBlocks)) == 0 ||
 			!finder.dataIn(int64(first)*BlockSize, int64(first+n)*BlockSize) {
 			continue
 		}
 		if data == nil {
-			data = wal.AlignedBuffer(sumsPerSector * BlockSize)
+			data = wal.AlignedBuffer(lostStretch * BlockSize)
 		}
 		if _, err := s.image.ReadAt(data[:n*BlockSize], int64(first)*BlockSize); err != nil {
 			return fmt.Errorf("read image at block %d: %w", first, err)
 		}
-		var locs [sumsPerSector]loc
+		var locs [lostStretch]loc
 		s.table.lookup(first, locs[:n])
 		for i := range n {
 			d := data[i*BlockSize : (i+1)*BlockSize]
@@ -53,12 +54,10 @@ func (s *Store) markLost(page int, p *sumPage) error {
 	return nil
 }
 
-// zero tells whether n sums from at on are all 0.
-func (p *sumPage) zero(at, n uint64) bool {
-	for i := at; i < at+n; i += 2 {
-		if p.words[i/2].Load() != 0 {
-			return false
-		}
+// stretch counts the sums from at on, up to max, that are all 0 or all not.
+func (p *sumPage) stretch(at, max uint64) (n uint64, zero bool) {
+	zero = p.get(at) == 0
+	for n = 1; n < max && (p.get(at+n) == 0) == zero; n++ {
 	}
-	return true
+	return n, zero
 }

@@ -17,8 +17,7 @@ const (
 	copyDoneEarly                         // B7: the copying flag goes before all that was copied is stable
 	resetFirst                            // a copy begins with the log, and notes it afterwards
 	sessionsNotSaved                      // B8: a checkpoint goes without the session table
-	trustHoles                            // B4: a sum of 0 is not held against the image
-	placeless                             // B4: a sum is good for its data wherever it is found
+	trustHoles                            // B9: a stretch of lost sums is taken for a hole
 )
 
 func (m mutation) has(x mutation) bool { return m&x != 0 }

@@ -1,7 +1,6 @@
 package blockdev
 
 import (
-	"bytes"
 	"fmt"
 
 	"lockstep/wal"
@@ -107,34 +106,33 @@ func (s *Store) readRun(block uint64, dst []byte, locs []loc, sums []uint32, new
 	return nil
 }
 
-// readImage reads blocks from the image.
+// readImage reads blocks from the image, and skips over zero ones.
 func (s *Store) readImage(block uint64, dst []byte, sums []uint32, newest bool) error {
 	if err := s.sums.get(block, sums); err != nil {
 		return err
 	}
-	_, err := s.image.ReadAt(dst, int64(block)*BlockSize)
-	for i := range sums {
-		b, d := block+uint64(i), dst[i*BlockSize:(i+1)*BlockSize]
-		if err != nil || !s.matches(b, d, sums[i]) {
-			if sums[i], err = s.reread(b, d, newest); err != nil {
-				return err
+	for i := 0; i < len(sums); {
+		j := i + 1
+		for j < len(sums) && (sums[j] == 0) == (sums[i] == 0) {
+			j++
+		}
+		part := dst[i*BlockSize : j*BlockSize]
+		if sums[i] == 0 {
+			clear(part)
+			i = j
+			continue
+		}
+		_, err := s.image.ReadAt(part, int64(block+uint64(i))*BlockSize)
+		for ; i < j; i++ {
+			b, d := block+uint64(i), dst[i*BlockSize:(i+1)*BlockSize]
+			if err != nil || wal.BlockSum(b, d) != sums[i] {
+				if sums[i], err = s.reread(b, d, newest); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return nil
-}
-
-// matches tells whether a block of the image is what its sum says. 0 says zeroes, and is checked as well: else a page of
-// data.crc that the disk lost would turn what was written into zeroes.
-func (s *Store) matches(block uint64, data []byte, sum uint32) bool {
-	if sum == 0 {
-		return bytes.Equal(data, zeroPage[:]) || s.o.broken.has(trustHoles)
-	}
-	if s.o.broken.has(placeless) {
-		for block = 0; block < s.Blocks()-1 && wal.BlockSum(block, data) != sum; block++ {
-		}
-	}
-	return wal.BlockSum(block, data) == sum
 }
 
 // reread reads one block that did not match, until it does or until nothing changed between two attempts.
@@ -157,7 +155,7 @@ func (s *Store) reread(block uint64, dst []byte, newest bool) (uint32, error) {
 		}
 		before = l
 		switch {
-		case l.isZero():
+		case l.isZero(), l.inImage() && l.sum == 0:
 			clear(dst)
 			return 0, nil
 		case l.inImage():
@@ -165,7 +163,7 @@ func (s *Store) reread(block uint64, dst []byte, newest bool) (uint32, error) {
 		default:
 			err = s.log.ReadAt(dst, l.pos)
 		}
-		if err == nil && s.matches(block, dst, l.sum) {
+		if err == nil && wal.BlockSum(block, dst) == l.sum {
 			return l.sum, nil
 		}
 	}

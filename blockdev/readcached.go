@@ -40,7 +40,7 @@ func (s *Store) ReadCached(block uint64, dst []byte) bool {
 	return true
 }
 
-// imageCached reads blocks from the image.
+// imageCached reads blocks from the image. A block whose sum is 0 is zero, whatever the image holds.
 func (s *Store) imageCached(block uint64, dst []byte) bool {
 	image, ok := s.image.File.(vfs.CacheReader)
 	var known [MaxCachedRead / BlockSize]uint32
@@ -48,11 +48,27 @@ func (s *Store) imageCached(block uint64, dst []byte) bool {
 	if !ok || !s.sums.cached(block, sums) {
 		return false
 	}
+	if allZeroSums(sums) {
+		clear(dst)
+		return true
+	}
 	if !image.ReadCachedAt(dst, int64(block)*BlockSize) {
 		return false
 	}
 	for i, sum := range sums {
-		if !s.matches(block+uint64(i), dst[i*BlockSize:(i+1)*BlockSize], sum) {
+		b := dst[i*BlockSize : (i+1)*BlockSize]
+		if sum == 0 {
+			clear(b)
+		} else if wal.BlockSum(block+uint64(i), b) != sum {
+			return false
+		}
+	}
+	return true
+}
+
+func allZeroSums(sums []uint32) bool {
+	for _, s := range sums {
+		if s != 0 {
 			return false
 		}
 	}

@@ -26,7 +26,7 @@ const (
 //	meta      one of the two slots                        harmless: there are two
 //	meta      both, at the same place                     refused
 //	data.img  a block that was written                    block bad
-//	data.img  a hole                                      block bad (a hole is held against the image, too)
+//	data.img  a hole in a region that was ever written    block bad (B9)
 //	data.crc  the sum of any block                        block bad
 //	regions   any entry                                   harmless: it counts as changed
 //	wal       below the checkpoint, behind the end        harmless
@@ -76,6 +76,7 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 		{"block 0", imageName, span8(0, BlockSize, 97), 0, blockBad, 0},
 		{"a trimmed block", imageName, span8(5*BlockSize, 6*BlockSize, 997), 0, blockBad, 5},
 		{"a hole", imageName, span8(100*BlockSize, 101*BlockSize, 997), 0, blockBad, 100},
+		{"a hole in a region without data", imageName, span8(600*BlockSize, 601*BlockSize, 997), 0, harmless, -1},
 		{"a block that waits in the log", imageName, span8(1*BlockSize, 2*BlockSize, 997), 0, harmless, -1},
 		{"sum of block 7", sumsName, span8(7*4, 8*4, 1), 0, blockBad, 7},
 		{"sum of a hole", sumsName, span8(100*4, 101*4, 1), 0, blockBad, 100},

@@ -77,7 +77,9 @@ func (f *file) misplace(b []byte, off int64, e Effect) {
 	if end := off + int64(len(b)); end > f.n.now.size {
 		f.fs.changeFile(f.n, Op{Kind: "truncate", Name: f.name, Len: end}, nil)
 	}
-	off += e.Shift
+	if off += e.Shift; off < 0 {
+		return
+	}
 	if b = b[:max(0, min(int64(len(b)), f.n.now.size-off))]; !e.Lost && len(b) > 0 {
 		f.fs.changeFile(f.n, Op{Kind: "write", Name: f.name, Off: off, Len: int64(len(b))}, slices.Clone(b))
 	}
