@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/binary"
 	"hash/crc32"
-	"net"
 	"os"
 	"path/filepath"
 
@@ -38,10 +37,9 @@ func replicaCommand(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func freePort(ts *testscript.TestScript) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := unusedAddr()
 	ts.Check(err)
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // nodeCommand starts a node on a directory, which is to fail: node DIR [in-use | --flag value ...].
