@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -36,6 +35,8 @@ type groupOptions struct {
 	size               uint64
 	logBytes, segBytes int64
 	sync               viewsvc.SyncMode
+	minCopies          int
+	net                *memNet // nil: loopback
 }
 
 type groupReplica struct {
@@ -52,12 +53,15 @@ type groupReplica struct {
 
 const groupCluster = "group"
 
+// groupIDs are the names that replicas of a group get.
+var groupIDs = []viewsvc.ReplicaID{"a", "b", "c", "d"}
+
 func newGroup(t testing.TB, o groupOptions) *group {
 	t.Helper()
 	g := &group{t: t, o: o, ended: make(chan struct{}), tended: make(chan struct{}), all: map[viewsvc.ReplicaID]*groupReplica{},
-		volume: viewsvc.Volume{ID: "v", Name: "vol0", Size: o.size, Sync: o.sync, Copies: o.replicas, MinCopies: 1}}
+		volume: viewsvc.Volume{ID: "v", Name: "vol0", Size: o.size, Sync: o.sync, Copies: o.replicas, MinCopies: max(o.minCopies, 1)}}
 	for i := range o.replicas {
-		m := &groupReplica{id: viewsvc.ReplicaID([]string{"a", "b", "c"}[i]), fs: memfs.New()}
+		m := &groupReplica{id: groupIDs[i], fs: memfs.New()}
 		err := blockdev.Format(m.fs, "vol", blockdev.FormatOptions{LogBytes: o.logBytes, SegmentBytes: o.segBytes,
 			Identity: blockdev.Identity{Cluster: groupCluster, Volume: "v", Replica: string(m.id), Size: o.size}})
 		if err != nil {
@@ -92,7 +96,12 @@ func (g *group) start(id viewsvc.ReplicaID) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: g.volume, Propose: g.propose, Leases: true,
+	dial := dialTCP
+	if g.o.net != nil {
+		dial = func(ctx context.Context, addr string) (net.Conn, error) { return g.o.net.dial(ctx, id, addr) }
+	}
+	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: g.volume, Propose: g.propose, Leases: true, Dial: dial,
+		Clock: func() Instant { return Instant(time.Now().UnixNano()) },
 		OnEvent: func(e Event) {
 			if e.Kind == EventPoisoned || testing.Verbose() {
 				g.t.Logf("%s: %s %s peer %s view %d %s %v", e.Replica, e.Kind, e.State, e.Peer, e.View, e.Text, e.Err)
@@ -102,8 +111,10 @@ func (g *group) start(id viewsvc.ReplicaID) {
 		g.t.Fatal(err)
 	}
 	ready.Done()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	var l net.Listener
+	if g.o.net != nil {
+		l = g.o.net.listen(id)
+	} else if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		g.t.Fatal(err)
 	}
 	g.mu.Lock()
@@ -205,7 +216,7 @@ func (g *group) propose(_ context.Context, p viewsvc.Proposal) (viewsvc.View, er
 	defer g.mu.Unlock()
 	switch {
 	case g.all[p.From].deaf:
-		return viewsvc.View{}, errors.New("view service: no answer")
+		return viewsvc.View{}, errNoAnswer
 	case p.Expect != g.view.Num:
 		return viewsvc.View{}, &viewsvc.ConflictError{Current: g.view}
 	case p.From != g.view.Primary || p.Tenure != g.view.Tenure:
@@ -250,12 +261,13 @@ func (g *group) orders() {
 	var peers []viewsvc.Peer
 	var recruits []viewsvc.ReplicaID
 	reports := map[viewsvc.ReplicaID]viewsvc.ReplicaReport{}
-	for _, id := range []viewsvc.ReplicaID{"a", "b", "c"} {
+	for _, id := range groupIDs {
 		m := g.all[id]
 		if m == nil {
 			continue
 		}
-		peers = append(peers, viewsvc.Peer{Replica: id, Addr: m.addr, Alive: m.r != nil})
+		alive := m.r != nil && m.r.Report().Role != viewsvc.RolePoisoned
+		peers = append(peers, viewsvc.Peer{Replica: id, Addr: m.addr, Alive: alive})
 		if m.r != nil && !m.deaf {
 			reports[id] = m.r.Report()
 			if !g.view.Has(id) {
@@ -370,7 +382,7 @@ func (c *client) try(burst ...*blockdev.Request) bool {
 // sameOnAll checks that all running replicas hold want once nothing is written any more (I12).
 func (g *group) sameOnAll(want []byte) {
 	g.t.Helper()
-	for _, id := range []viewsvc.ReplicaID{"a", "b", "c"} {
+	for _, id := range groupIDs {
 		m := g.all[id]
 		if m == nil || m.r == nil {
 			continue
