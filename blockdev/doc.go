@@ -104,15 +104,15 @@
 //   - B7 while the copying flag is set the image is not a prefix of history; the flag goes only when everything
 //     that was copied is stable and everything committed is applied.
 //
-//   - B8 the session table on disk has all that the records up to the checkpoint say; that of the later ones follows
-//     from the log. It never has anything of a record that was not committed.
-//
 //   - B8 a frame that cannot be read when it is to be applied is applied from the page table: the blocks that are still
 //     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The
 //     commit point is recorded before that, and a checkpoint follows at once.
 //
 //   - B9 a block whose sum is 0, and which has no entry in the page table, is zero or a hole in the image: so sums that
 //     read as zeroes though some were written are found out (lostsums.go). It does not hold while copying.
+//
+//   - B10 the session table on disk has all that the records up to the checkpoint say; that of the later ones follows
+//     from the log. It never has anything of a record that was not committed.
 //
 // # How a read finds its block without locks around I/O
 //

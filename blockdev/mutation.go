@@ -16,7 +16,7 @@ const (
 	namesUnsynced                         // W6: the directory is not synced at open
 	copyDoneEarly                         // B7: the copying flag goes before all that was copied is stable
 	resetFirst                            // a copy begins with the log, and notes it afterwards
-	sessionsNotSaved                      // B8: a checkpoint goes without the session table
+	sessionsNotSaved                      // B10: a checkpoint goes without the session table
 	trustHoles                            // B9: a stretch of lost sums is taken for a hole
 )
 

@@ -18,7 +18,7 @@ import (
 // repeated, and its size is bounded however long one of them is kept waiting.
 //
 // It is a function of the committed records and grows only: recovery, a log that is read twice and a table that comes
-// from another member cannot do harm. On disk it covers at least what the checkpoint covers (B8); the log has the rest.
+// from another member cannot do harm. On disk it covers at least what the checkpoint covers (B10); the log has the rest.
 //
 // A record of a numbered request has the session's number and the request's (RequestID). A KindAttach record has the
 // session's number and the generation that attached.
@@ -229,7 +229,7 @@ func (s *sessionsFile) save(b []byte) error {
 	return nil
 }
 
-// saveSessions makes the table stable, with all that is committed (B8). applyMu is held.
+// saveSessions makes the table stable, with all that is committed (B10). applyMu is held.
 func (s *Store) saveSessions() error {
 	f := s.sessionsAt
 	s.mu.Lock()

@@ -22,7 +22,12 @@ func newLogger(f *os.File, level string) (zerolog.Logger, error) {
 	} else {
 		log = zerolog.New(f)
 	}
-	return log.Level(min).With().Timestamp().Logger(), nil
+	return log.Level(min).Hook(zerolog.HookFunc(stamp)), nil
+}
+
+// stamp gives each line its time, in microseconds: a failover's story is told in few of them.
+func stamp(line *zerolog.Event, _ zerolog.Level, _ string) {
+	line.Str(zerolog.TimestampFieldName, time.Now().Format("2006-01-02T15:04:05.000000Z07:00"))
 }
 
 func isTerminal(f *os.File) bool {
