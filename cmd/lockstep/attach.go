@@ -87,7 +87,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 		if err := o.setArgs(args); err != nil {
 			return err
 		}
-		if o.view, err = servers(devView); err != nil {
+		if o.view, err = servers(defaultView()); err != nil {
 			return err
 		}
 		log, err := logger()

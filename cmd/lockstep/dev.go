@@ -181,6 +181,10 @@ func runDev(ctx context.Context, env *environment, o devOptions) (err error) {
 	}
 	defer c.spawn.Close()
 	defer c.stop()
+	if layout.View != devView {
+		fmt.Fprintf(env.stderr, "port %d is taken (%s), the view server listens at %s instead; elsewhere than here: export %s=%s\n",
+			devViewPort, listeningOn(devView), layout.View, viewVariable, layout.View)
+	}
 	if old {
 		fmt.Fprintf(env.stderr, "going on with %s\n", path)
 	} else {

@@ -97,8 +97,10 @@ func (d *devDir) Close() error { return d.lock.Close() }
 func (d *devDir) log(child string) string { return filepath.Join(d.path, devLogDir, child+".log") }
 
 // load reads the layout; a new directory has none.
-func (d *devDir) load() (layout devLayout, found bool, err error) {
-	name := filepath.Join(d.path, devLayoutFile)
+func (d *devDir) load() (layout devLayout, found bool, err error) { return readLayout(d.path) }
+
+func readLayout(dir string) (layout devLayout, found bool, err error) {
+	name := filepath.Join(dir, devLayoutFile)
 	b, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return devLayout{}, false, nil

@@ -191,11 +191,11 @@ func (c *devCluster) hints(o devOptions) {
 		say("start it again", c.command("dev restart "+name))
 	}
 	view := ""
-	if c.layout.View != devView {
+	if !c.standard() && c.layout.View != devView {
 		view = " --view " + c.layout.View
 	}
 	say("see how the volume is", c.command("status --watch"+view))
-	say("see who was primary", c.command("views "+o.volume+view))
+	say("see what happens", c.command("events --follow"+view))
 	say("stop everything", "Ctrl-C here; `"+c.command("dev")+"` goes on with the same data")
 }
 
@@ -223,9 +223,15 @@ func (c *devCluster) command(line string) string {
 		program = "go run ./cmd/lockstep" // the binary is gone when this process is
 	}
 	if strings.HasPrefix(line, "dev") {
-		if standard, err := filepath.Abs(devDefaultDir); err != nil || standard != c.dir.path {
+		if !c.standard() {
 			line += " --dir " + c.dir.path
 		}
 	}
 	return program + " " + line
+}
+
+// standard tells whether the directory is the one that commands in the working directory look for themselves.
+func (c *devCluster) standard() bool {
+	standard, err := filepath.Abs(devDefaultDir)
+	return err == nil && standard == c.dir.path
 }

@@ -171,12 +171,27 @@ func TestDevFromTheFirstStartToTheLast(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts whole clusters")
 	}
+	// The usual port is taken: by this test, or by whoever has it.
+	if l, err := net.Listen("tcp", devView); err == nil {
+		defer l.Close()
+	}
 	// A directory whose name is longer than the address of a unix socket can be.
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
+	home := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
+	dir := filepath.Join(home, devDefaultDir)
 	d := startDev(t, dir, "--listen", freeAddr(t), "--size", "64M")
 	layout := layoutOf(t, dir)
 	if want := "ready nbd://" + layout.Listen + "/vol0"; d.ready != want {
 		t.Errorf("ready line %q, want %q", d.ready, want)
+	}
+
+	if want := "port 7400 is taken (see `ss -ltnp sport = :7400`), the view server listens at " + layout.View; !strings.Contains(d.said(), want) {
+		t.Errorf("dev did not say %q", want)
+	}
+	// Whoever is in the working directory of the dev need not name it.
+	status := exec.Command("lockstep", "status", "vol0")
+	status.Dir = home
+	if out, err := status.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "vol0 SAFE") {
+		t.Errorf("status without --view: %v, %s", err, out)
 	}
 
 	// Ready means that a client can write, and that every copy is there.

@@ -20,9 +20,9 @@
 //	lockstep volume create|list|show|resume|force|detach-all|delete
 //	lockstep status, lockstep views, lockstep events, lockstep handover
 //
-// They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is the one that `lockstep
-// dev` starts (127.0.0.1:7400). The roles have no such last resort: a node that joins the wrong cluster by default
-// would be worse than one that does not start.
+// They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is that of the `lockstep dev`
+// in the working directory, else of one at its usual port (127.0.0.1:7400). The roles have no such last resort: a node
+// that joins the wrong cluster by default would be worse than one that does not start.
 //
 // # Inspection
 //

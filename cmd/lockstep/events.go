@@ -160,7 +160,7 @@ func eventText(e eventReport) string {
 		fmt.Fprintf(&s, "%s: ", e.Volume+e.Node)
 	}
 	if e.Kind != viewsvc.EventView {
-		s.WriteString(strings.ReplaceAll(string(e.Kind), "_", " "))
+		s.WriteString(eventPhrase(e.Kind))
 	} else {
 		if e.Change == viewsvc.KindForce {
 			s.WriteString("FORCED, DATA MAY BE LOST: ")
@@ -171,9 +171,38 @@ func eventText(e eventReport) string {
 		}
 	}
 	for _, more := range []string{e.Text, e.Error} {
-		if more != "" {
+		if more != "" && more != e.Volume {
 			fmt.Fprintf(&s, " (%s)", more)
 		}
 	}
 	return s.String()
+}
+
+// eventPhrase says what became of the volume or node that an event is about.
+func eventPhrase(k viewsvc.EventKind) string {
+	switch k {
+	case viewsvc.EventLeading:
+		return "this view server leads from now on"
+	case viewsvc.EventVolumeCreated:
+		return "created"
+	case viewsvc.EventVolumeDeleted:
+		return "deleted"
+	case viewsvc.EventVolumeGone:
+		return "its last copy is gone"
+	case viewsvc.EventVolumeRefused:
+		return "NO VIEW IS MADE FOR IT"
+	case viewsvc.EventUnknownVolume:
+		return "holds a copy of a volume that never was"
+	case viewsvc.EventNodeAlive:
+		return "alive"
+	case viewsvc.EventNodeRestarted:
+		return "restarted"
+	case viewsvc.EventNodeDead:
+		return "dead"
+	case viewsvc.EventNodeRefused:
+		return "refused"
+	case viewsvc.EventReplica:
+		return "has made its copy"
+	}
+	return strings.ReplaceAll(string(k), "_", " ")
 }

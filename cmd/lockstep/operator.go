@@ -22,7 +22,7 @@ type operator struct {
 func operate(cmd *cobra.Command, env *environment, work func(ctx context.Context, view *operator, args []string) error) *cobra.Command {
 	servers := viewFlag(cmd, env)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		list, err := servers(devView)
+		list, err := servers(defaultView())
 		if err != nil {
 			return err
 		}

@@ -13,8 +13,17 @@ import (
 // viewVariable names the environment variable that --view defaults to.
 const viewVariable = "LOCKSTEP_VIEW"
 
-// devView is the view service that operator's commands ask when they are told of no other: that of `lockstep dev`.
+// devView is where the view server of a `lockstep dev` listens, if that is free.
 const devView = "127.0.0.1:7400"
+
+// defaultView is the view service that is meant when none is named: that of the `lockstep dev` which was started in
+// the working directory, at whatever port it found free; else that of any.
+func defaultView() string {
+	if layout, found, err := readLayout(devDefaultDir); found && err == nil {
+		return layout.View
+	}
+	return devView
+}
 
 func newRoot(env *environment) *cobra.Command {
 	root := &cobra.Command{
