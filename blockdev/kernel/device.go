@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // ReplayAfter is how often the kernel looks at requests that wait, and so how soon it repeats to a new agent what the
@@ -82,24 +80,6 @@ func (d Device) SetReplay() error {
 		return nil
 	}
 	return err
-}
-
-// Settle makes what programs wrote to the device stable, and fails with ErrBusy if one uses it: a mounted file system,
-// a device mapper, a program that has it open for itself.
-func (d Device) Settle() error {
-	// O_EXCL without O_CREAT on a block device claims it, as a mount does.
-	f, err := os.OpenFile(d.Path(), os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s: %w", d.Path(), ErrBusy)
-	}
-	if err != nil {
-		return fmt.Errorf("kernel: %w", err)
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("kernel: %w", err)
-	}
-	return nil
 }
 
 // Devices are all that the driver has, in no order.

@@ -76,4 +76,8 @@
 //
 //   - K8 An agent that stops without detaching closes its end of the socket last, after the requests it has were
 //     answered or given up. The device then waits for the next agent (K3).
+//
+//   - K9 An agent never opens its own device. A thread that waits for a block device cannot be killed; it would keep the
+//     process's end of the socket open after the rest of the process was, and the kernel would wait for an answer from
+//     nobody. Even opening a device can read: the kernel looks for partitions.
 package kernel

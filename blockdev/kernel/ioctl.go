@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -106,10 +107,11 @@ func (d *Ioctl) connect(dev Device, c Config, sock *os.File) error {
 	d.mu.Lock()
 	d.open[dev.Index], d.made[dev.Index] = f, true
 	d.mu.Unlock()
+	ended := make(chan error, 1)
 	d.wg.Go(func() { // ends with the device: DO_IT returns when the socket has ended
 		runtime.LockOSThread() // DO_IT is for the process, but its thread is not to be borrowed meanwhile
 		defer runtime.UnlockOSThread()
-		_ = ioctl(f, ioctlDoIt, 0) // its error is that of the socket, whose other end knows better
+		ended <- ioctl(f, ioctlDoIt, 0)
 		_ = ioctl(f, ioctlClearQueue, 0)
 		_ = ioctl(f, ioctlClearSock, 0)
 		d.mu.Lock()
@@ -117,6 +119,21 @@ func (d *Ioctl) connect(dev Device, c Config, sock *os.File) error {
 		d.mu.Unlock()
 		f.Close()
 	})
+	return awaitStart(dev, ended)
+}
+
+// awaitStart waits until DO_IT has made the device: its call does not tell, since it lasts as long as the device.
+func awaitStart(dev Device, ended <-chan error) error {
+	deadline := time.After(callTimeout)
+	for !dev.Attached() {
+		select {
+		case err := <-ended:
+			return fmt.Errorf("the device has ended at once: %w", err)
+		case <-deadline:
+			return fmt.Errorf("the device is not there after %v", callTimeout)
+		case <-time.After(time.Millisecond):
+		}
+	}
 	return nil
 }
 

@@ -316,7 +316,7 @@ func (d attachDir) forget(ctx context.Context, a *attachment) error {
 // close detaches the device if nobody uses it, and else leaves it to the next agent.
 func (r *agentRun) close(ctx context.Context) error {
 	if dev, ok := r.a.nbd(); ok {
-		if err := settle(ctx, dev.Path(), r.a.PID); err != nil {
+		if err := unused(dev.Path(), r.a.PID); err != nil {
 			r.log.Warn().Err(err).Msg("the device waits: start `lockstep attach` again, or unmount it and `lockstep detach`")
 		} else if err := r.driver.Disconnect(dev.Index); err == nil {
 			select {

@@ -146,7 +146,7 @@ func (r *fuseRun) await(file string) error {
 // close takes the device away as soon as nobody uses it.
 func (r *fuseRun) close(ctx context.Context) error {
 	err := poll(ctx, func() (bool, error) {
-		err := settle(ctx, r.a.Device, r.a.PID)
+		err := unused(r.a.Device, r.a.PID)
 		if errors.Is(err, errInUse) {
 			return false, nil
 		}
@@ -199,7 +199,7 @@ func tearFuse(a *attachment) error {
 // detachFuse detaches an attachment of --fuse.
 func (d *detacher) detachFuse(ctx context.Context, a *attachment) error {
 	if !d.force && a.Device != "" && a.Boot == bootID() {
-		if err := settle(ctx, a.Device, a.PID); err != nil {
+		if err := d.unused(a); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ type attachReport struct {
 	Size     uint64 `json:"size"`
 	ReadOnly bool   `json:"read_only"`
 	Shared   bool   `json:"shared"`
-	InUse    string `json:"in_use"` // by whom, as far as it can be seen; "" if not
+	InUse    string `json:"in_use"` // for what, as far as it can be seen; "" if not
 }
 
 func listAttached(w io.Writer, dir attachDir, asJSON bool) error {
@@ -71,7 +71,7 @@ func reportAttached(dir attachDir, a *attachment) attachReport {
 		r.State = "waiting"
 	}
 	if there {
-		r.InUse = openedBy(a.Device, a.PID)
+		r.InUse = usedFor(a.Device, a.PID)
 	}
 	return r
 }

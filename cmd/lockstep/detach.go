@@ -27,8 +27,8 @@ func newDetach(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach VOLUME|/dev/nbdN",
 		Short: "Take a volume's block device away",
-		Long: `Take a volume's block device away, having made stable what was written to it. A device that is mounted, or
-that a program has open, is left alone unless --force is given.`,
+		Long: `Take a volume's block device away. A device that is mounted, or that a program has open, is left alone unless
+--force is given.`,
 		Args: wantArgs("VOLUME"),
 	}
 	cmd.Flags().StringVar(&stateDir, "state-dir", defaultStateDir, "where attachments are noted")
@@ -64,10 +64,7 @@ func (d *detacher) detach(ctx context.Context, what string) error {
 		return d.cleanUp(ctx, a)
 	}
 	if !d.force {
-		if err := settle(ctx, dev.Path(), a.PID); err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
-				err = withHint(err, "is its agent running (`lockstep attach --list`), and the volume served (`lockstep status`)? --force gives up what waits")
-			}
+		if err := d.unused(a); err != nil {
 			return err
 		}
 	}
@@ -80,6 +77,23 @@ func (d *detacher) detach(ctx context.Context, what string) error {
 		return err
 	}
 	return d.cleanUp(ctx, a)
+}
+
+// unused looks harder than an agent may. A device that nobody serves is not opened: that could hang for ever.
+func (d *detacher) unused(a *attachment) error {
+	if err := unused(a.Device, a.PID); err != nil || !d.served(a) {
+		return err
+	}
+	return claimable(a.Device)
+}
+
+// served tells whether the volume has an agent.
+func (d *detacher) served(a *attachment) bool {
+	lock, err := d.dir.lock(a.Volume)
+	if err == nil {
+		lock.Close()
+	}
+	return errors.Is(err, errAgentRuns)
 }
 
 // find reads the note of a volume, or of a device.
@@ -142,12 +156,8 @@ func (d *detacher) awaitAgent(ctx context.Context, a *attachment) (*os.File, err
 
 // signalAgent asks the agent to end, if there is one.
 func (d *detacher) signalAgent(a *attachment) error {
-	lock, err := d.dir.lock(a.Volume)
-	if err == nil {
-		return lock.Close() // there is none
-	}
-	if !errors.Is(err, errAgentRuns) {
-		return err
+	if !d.served(a) {
+		return nil
 	}
 	return syscall.Kill(a.PID, syscall.SIGTERM)
 }

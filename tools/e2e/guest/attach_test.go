@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,6 +38,9 @@ func start(t *testing.T) *rig {
 	t.Cleanup(func() {
 		if t.Failed() {
 			if r.m != nil {
+				if res, err := r.m.run(context.Background(), commandLimit, "tail -n 15 /var/lib/lockstep/attach/*.log"); err == nil {
+					t.Logf("--- the agents' logs ---\n%s", res.Output)
+				}
 				t.Logf("--- the guest's console ---\n%s", r.m.tail(6000))
 			}
 			t.Log(c.Logs(3000))
@@ -139,10 +143,31 @@ func (r *rig) primary() *cluster.Process {
 	return r.c.Node(id)
 }
 
+// One guest is for all, since booting it takes longer than most of what is looked at.
+func TestKernelDevice(t *testing.T) {
+	r := start(t)
+	for _, test := range []struct {
+		name string
+		run  func(*rig)
+	}{
+		{"ext4 survives failovers and kills of the agent", survives},
+		{"xfs survives a failover", survivesXFS},
+		{"a volume is attached once", attachedOnce},
+		{"a device that waited is given up if others had the volume", givenUp},
+		{"a device nobody serves can be detached", detachedWithoutAgent},
+		{"a read-only device cannot be written", readOnly},
+		{"an agent that is asked to stop detaches what is not in use", stops},
+		{"the ioctl interface", ioctl},
+	} {
+		if !t.Run(test.name, func(t *testing.T) { test.run(&rig{t: t, c: r.c, m: r.m}) }) {
+			break // whatever is left in the guest would confuse the next
+		}
+	}
+}
+
 // A file system on /dev/nbd0 sees no error, loses nothing and stays consistent while primaries are killed and stopped and
 // the agent is killed and started again; also when all of that happens at once.
-func TestKernelDeviceSurvivesFailovers(t *testing.T) {
-	r := start(t)
+func survives(r *rig) {
 	device := r.attach("")
 	r.sh("test -b " + device + " && test $(readlink -f /dev/lockstep/vol0) = " + device)
 	r.sh("mkfs.ext4 -q " + device + " && mount -t ext4 -o errors=remount-ro " + device + " /mnt")
@@ -153,22 +178,25 @@ func TestKernelDeviceSurvivesFailovers(t *testing.T) {
 	killed.Kill()
 	r.goesOn("the primary was killed", 50)
 	r.must(killed.Start())
-	r.must(r.c.AwaitSafe(t.Context()))
+	r.must(r.c.AwaitSafe(r.t.Context()))
 
 	paused := r.primary()
 	r.must(paused.Pause())
 	r.goesOn("the primary was stopped", 50)
 	r.must(paused.Resume())
 	r.goesOn("it goes on, and is not primary any more", 50)
-	r.must(r.c.AwaitSafe(t.Context()))
+	r.must(r.c.AwaitSafe(r.t.Context()))
 
 	old := r.agent()
 	r.sh("kill -9 " + old)
+	if list := r.sh("lockstep attach --list"); !strings.Contains(list, "waiting") {
+		r.t.Errorf("without an agent:\n%s", list)
+	}
 	if again := r.attach(""); again != device {
-		t.Errorf("attached again as %s, was %s", again, device)
+		r.t.Errorf("attached again as %s, was %s", again, device)
 	}
 	if now := r.agent(); now == old || now == "0" {
-		t.Errorf("the agent is process %s", now)
+		r.t.Errorf("the agent is process %s", now)
 	}
 	r.goesOn("the agent was killed and started again", 50)
 
@@ -180,18 +208,122 @@ func TestKernelDeviceSurvivesFailovers(t *testing.T) {
 	r.goesOn("both at once", 50)
 	r.must(paused.Resume())
 	r.goesOn("the late originals have arrived", 50)
-	r.must(r.c.AwaitSafe(t.Context()))
+	r.must(r.c.AwaitSafe(r.t.Context()))
 
 	r.stop()
 	if res := r.try("lockstep detach vol0"); res.Code == 0 || !strings.Contains(res.Output, "in use") {
-		t.Errorf("a mounted device was detached: exit code %d: %s", res.Code, res.Output)
+		r.t.Errorf("a mounted device was detached: exit code %d: %s", res.Code, res.Output)
 	}
 	r.sh("umount /mnt && e2fsck -fn " + device)
 	r.sh("echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 -o ro " + device + " /mnt")
-	t.Log(r.sh("scribe check"))
+	r.t.Log(r.sh("scribe check"))
 	r.sh("umount /mnt && dumpe2fs -h " + device + " 2>/dev/null | grep 'Filesystem state: *clean'")
 	r.detached(device)
 	r.noErrors()
+}
+
+func survivesXFS(r *rig) {
+	device := r.attach("")
+	r.sh("mkfs.xfs -q -f " + device + " && mount -t xfs " + device + " /mnt")
+	r.write()
+	r.goesOn("undisturbed", 30)
+	killed := r.primary()
+	killed.Kill()
+	r.goesOn("the primary was killed", 30)
+	r.must(killed.Start())
+	r.must(r.c.AwaitSafe(r.t.Context()))
+	r.sh("kill -9 " + r.agent())
+	r.attach("")
+	r.goesOn("the agent was killed and started again", 30)
+	r.stop()
+	r.sh("umount /mnt && xfs_repair -n " + device)
+	r.sh("echo 3 >/proc/sys/vm/drop_caches; mount -t xfs -o ro " + device + " /mnt")
+	r.t.Log(r.sh("scribe check"))
+	r.sh("umount /mnt")
+	r.detached(device)
+	r.noErrors()
+}
+
+// elsewhere is another machine's notes, so to speak.
+const elsewhere = " --state-dir /run/elsewhere"
+
+// The second client is refused, gets no device, and is told who has the volume and what to do. It can take it over.
+func attachedOnce(r *rig) {
+	r.attach("")
+	holder := r.agent()
+	res := r.try("lockstep attach vol0 --view " + r.c.View + elsewhere)
+	if res.Code != 1 || !strings.Contains(res.Output, "host guest, pid "+holder) || !strings.Contains(res.Output, "--take-over") {
+		r.t.Errorf("exit code %d: %s", res.Code, res.Output)
+	}
+	r.sh("test ! -e /sys/block/nbd1/pid")
+
+	other := r.attach("--take-over" + elsewhere)
+	// The first one's agent ends, and takes its device along; the second may even have got the same.
+	r.sh("while kill -0 " + holder + " 2>/dev/null; do sleep 0.1; done")
+	if list := r.sh("lockstep attach --list"); !strings.Contains(list, "nothing is attached") {
+		r.t.Errorf("after the take-over:\n%s", list)
+	}
+	r.sh("echo taken over >/tmp/in; dd if=/tmp/in of=" + other + " bs=4096 conv=sync,fsync count=1; lockstep detach vol0" + elsewhere)
+	device := r.attach("")
+	r.sh("dd if=" + device + " bs=10 count=1 2>/dev/null | grep 'taken over'")
+	r.detached(device)
+}
+
+// What a device that waits for its agent knows of the disk is out of date once another client has had it.
+func givenUp(r *rig) {
+	device := r.attach("")
+	r.sh("kill -9 " + r.agent())
+	other := r.attach("--take-over" + elsewhere)
+	r.sh("lockstep detach " + other + elsewhere)
+	res := r.try("lockstep attach vol0 --view " + r.c.View)
+	if res.Code != 1 || !strings.Contains(res.Output, "out of date") {
+		r.t.Errorf("exit code %d: %s", res.Code, res.Output)
+	}
+	r.sh("test ! -e /sys/block/" + filepath.Base(device) + "/pid")
+	r.detached(r.attach("")) // as a new client
+}
+
+func detachedWithoutAgent(r *rig) {
+	device := r.attach("/dev/nbd3")
+	if device != "/dev/nbd3" {
+		r.t.Errorf("attached as %s", device)
+	}
+	r.sh("kill -9 " + r.agent())
+	r.detached(device)
+}
+
+func readOnly(r *rig) {
+	device := r.attach("--read-only --shared --block-size 512")
+	if res := r.try("dd if=/dev/zero of=" + device + " bs=4096 count=1 conv=fsync"); res.Code == 0 {
+		r.t.Error("it was written")
+	}
+	if n := r.sh("cat /sys/block/" + filepath.Base(device) + "/queue/logical_block_size"); n != "512" {
+		r.t.Errorf("sectors of %s bytes", n)
+	}
+	r.detached(device)
+}
+
+func stops(r *rig) {
+	device := r.attach("")
+	r.sh("exec 5<" + device + "; kill " + r.agent() + "; while kill -0 " + r.agent() + "; do sleep 0.1; done; test -e /sys/block/" + filepath.Base(device) + "/pid")
+	if list := r.sh("lockstep attach --list"); !strings.Contains(list, "waiting") {
+		r.t.Errorf("an agent that was asked to stop while its device was open:\n%s", list)
+	}
+	r.attach("")
+	agent := r.agent()
+	r.sh("kill " + agent + "; while kill -0 " + agent + " 2>/dev/null; do sleep 0.1; done; test ! -e /sys/block/" + filepath.Base(device) + "/pid")
+	if list := r.sh("lockstep attach --list"); !strings.Contains(list, "nothing is attached") {
+		r.t.Errorf("an agent that was asked to stop while nobody used its device:\n%s", list)
+	}
+}
+
+func ioctl(r *rig) {
+	device := r.attach("--driver ioctl")
+	r.sh("echo by ioctl >/tmp/in; dd if=/tmp/in of=" + device + " bs=4096 conv=sync,fsync count=1")
+	r.detached(device)
+	device = r.attach("")
+	r.sh("dd if=" + device + " bs=8 count=1 2>/dev/null | grep 'by ioctl'")
+	r.detached(device)
 }
 
 // detached detaches, and looks that nothing is left.

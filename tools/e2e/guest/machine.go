@@ -26,6 +26,7 @@ const bootLimit = 90 * time.Second
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/root
+hostname guest
 mkdir -p /proc /sys /dev /run /tmp /mnt /root /var/lib /etc
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
