@@ -10,6 +10,7 @@ import (
 	"lockstep/blockdev"
 	"lockstep/replication"
 	"lockstep/viewsvc"
+	"lockstep/wal"
 )
 
 // The phases of a run, on the world's clock.
@@ -36,24 +37,37 @@ type cluster struct {
 	logBytes      int64
 	segmentBytes  int64
 	diskTime      time.Duration
+	jitter        time.Duration
+	reconnect     time.Duration // a client's pause between two tries
 	applyEvery    time.Duration
 	leases        bool // clocks are good enough for them
 	stormTime     time.Duration
 	load          bool
 	mayFailReads  bool // a block was damaged
 	damagedBlocks map[uint64]bool
+	acked         wal.LSN // newest record that is known to be acknowledged, and its epoch
+	ackedEpoch    wal.Epoch
+	copying       map[viewsvc.ReplicaID]viewsvc.ReplicaID // learners that are copied, and by whom
 }
 
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x10c557e9)) }
+
+// newCluster makes the system of a seed. faults are the kinds that there may be; nil: all.
 func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 0x10c557e9)), trace: trace}
-	c := &cluster{w: w, history: &history{}, damagedBlocks: map[uint64]bool{}}
+	w := &world{rng: newRand(seed), trace: trace}
+	c := &cluster{w: w, history: &history{}, damagedBlocks: map[uint64]bool{}, copying: map[viewsvc.ReplicaID]viewsvc.ReplicaID{}}
 	c.net = &network{w: w, blocked: map[hostPair]int{}, slow: map[hostPair]time.Duration{}, accept: c.accept}
 	c.copies = 2 + w.rng.IntN(2)
 	c.segmentBytes = 192 << 10
 	c.logBytes = c.segmentBytes * int64(3+w.rng.IntN(3))
-	c.diskTime = []time.Duration{5, 20, 100, 400}[w.rng.IntN(4)] * time.Microsecond
+	c.diskTime = []time.Duration{5, 50, 400, 3000}[w.rng.IntN(4)] * time.Microsecond
+	c.net.reach = []time.Duration{200, 500, 2000, 20000}[w.rng.IntN(4)] * time.Microsecond
+	c.jitter = []time.Duration{0, 0, 100, 3000}[w.rng.IntN(4)] * time.Microsecond
+	c.reconnect = []time.Duration{1, 5, 40}[w.rng.IntN(3)] * time.Millisecond
 	c.applyEvery = []time.Duration{5, 50, 400, 2000}[w.rng.IntN(4)] * time.Millisecond
-	c.leases = w.one(2)
+	if c.leases = w.one(2); c.leases {
+		w.stats.note(leasedRead)
+	}
 	c.stormTime = w.between(time.Second, 6*time.Second)
 	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
 	c.views.onView = c.checkView
@@ -117,7 +131,7 @@ func (c *cluster) run() string {
 	}
 	if w.bad == "" {
 		if b := c.history.check(); b != nil {
-			w.fail("the history of sector %d is not linearizable%s", b.sector, keepHistory(b))
+			w.fail("the history of sector %d is not linearizable%s", b.sector, b.keep())
 		}
 	}
 	w.shut()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"time"
 
@@ -68,6 +69,20 @@ const checkTime = 2 * time.Second
 type broken struct {
 	sector uint64
 	ops    []porcupine.Operation
+}
+
+// keep writes the history as a page to look at, and tells where it is.
+func (b *broken) keep() string {
+	_, info := porcupine.CheckOperationsVerbose(register, b.ops, checkTime)
+	f, err := os.CreateTemp("", fmt.Sprintf("sim-sector-%d-*.html", b.sector))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if err := porcupine.Visualize(register, info, f); err != nil {
+		return ""
+	}
+	return ": see " + f.Name()
 }
 
 // check looks for a sector whose history is not linearizable. Neighbours with the same history are checked once.

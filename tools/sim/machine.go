@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"lockstep/blockdev"
@@ -55,8 +54,10 @@ type machine struct {
 	store   *blockdev.Store
 	replica *replication.Replica
 	lastOps int
-	flipped bool // a bit of its image
-	empty   bool // the disk was replaced, and has no replica yet
+	flipped bool            // a bit of its image
+	told    viewsvc.ViewNum // newest view that the view service told it
+	opening time.Duration   // since when its replica is opening; 0: it is not
+	empty   bool            // the disk was replaced, and has no replica yet
 }
 
 func newMachine(c *cluster, name string) *machine {
@@ -88,6 +89,7 @@ func (m *machine) start() {
 	m.runs++
 	m.p = m.w.newProc(fmt.Sprintf("%s.%d", m.name, m.runs))
 	m.p.work = m.work
+	m.p.jitter = m.c.jitter
 	m.lastOps = m.fs.Ops()
 	m.w.tr("%s starts", m.p.name)
 	p := m.p
@@ -102,7 +104,6 @@ func (m *machine) start() {
 // refused is a replica that cannot be opened: the operator moves its directory away.
 func (m *machine) refused(err error) {
 	m.w.tr("%s: %v", m.name, err)
-	m.w.stats.note(replicaRefused)
 	if !m.c.mayLose(m) {
 		m.w.fail("%s cannot open its replica, which nothing was done to: %v", m.name, err)
 		return
@@ -118,6 +119,7 @@ func (m *machine) open(v viewsvc.Volume) error {
 	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: m.fs, Dir: volumeDir, BootID: fmt.Sprintf("%s-%d", m.name, m.boot), Manual: true,
 		OnEvent: func(e blockdev.Event) { m.storageEvent(e) },
 		OnRoom: func() {
+			m.w.stats.note(logFull)
 			if m.replica != nil {
 				m.replica.RoomMade()
 			}
@@ -170,9 +172,6 @@ func (m *machine) storageEvent(e blockdev.Event) {
 		if e.Torn {
 			m.w.stats.note(tornTail)
 		}
-		if e.Corruption != nil {
-			m.w.stats.note(logHole)
-		}
 	}
 	if m.w.trace != nil {
 		m.w.tr("%s: %s", m.name, storageText(e))
@@ -202,16 +201,44 @@ func (m *machine) event(p *proc, e replication.Event) {
 		m.w.stats.note(tailCut)
 	case replication.EventCopy:
 		m.w.stats.note(regionCopy)
+		if by := m.c.copying[e.Peer]; by != "" && by != e.Replica {
+			m.w.stats.note(copySurvived)
+		}
+		m.c.copying[e.Peer] = e.Replica
 	case replication.EventCaughtUp:
 		m.w.stats.note(caughtUp)
+		delete(m.c.copying, e.Peer)
 	case replication.EventPoisoned:
 		m.w.stats.note(poisoned)
-	case replication.EventStreamDown:
-		if e.Err != nil && strings.Contains(e.Err.Error(), "peer is in view") {
-			m.w.stats.note(staleHeard)
-		}
+	case replication.EventState:
+		m.noteState(e)
 	}
 }
+
+// noteState looks at what a replica became.
+func (m *machine) noteState(e replication.Event) {
+	if e.View > m.told {
+		m.w.stats.note(staleHeard)
+	}
+	switch e.State {
+	case replication.StateOpening.String():
+		m.opening = m.w.now
+		if marks := m.store.Marks(); marks.End > marks.Committed {
+			m.w.stats.note(inheritedTail)
+		}
+	case replication.StateOpen.String():
+		if m.c.leases && m.opening > 0 && m.w.now-m.opening > grantShown {
+			m.w.stats.note(grantWaited)
+		}
+		if m.opening > 0 {
+			m.c.opened(m)
+		}
+		m.opening = 0
+	}
+}
+
+// grantShown is longer than a new primary takes to open when nothing is slow and no grant has to end.
+const grantShown = 60 * time.Millisecond
 
 // pingLoop is Node.pingLoop.
 func (m *machine) pingLoop(p *proc) {
@@ -230,6 +257,7 @@ func (m *machine) pingLoop(p *proc) {
 		last = reply
 		m.cluster = reply.Cluster
 		for _, o := range reply.Volumes {
+			m.told = o.View.Num
 			m.obey(p, o)
 		}
 	}
@@ -286,7 +314,7 @@ func (m *machine) end(power bool) {
 		p.kill()
 		m.c.net.drop(p, power)
 		if mon := m.c.views.mon; mon != nil && !power && m.c.net.open(m.name, m.c.views.servers[m.c.views.leader]) {
-			m.w.after(m.w.between(minDelay, maxDelay), func() {
+			m.w.after(m.c.net.hop(), func() {
 				if m.c.views.mon == mon {
 					mon.Broken(viewsvc.NodeID(m.name), p.name)
 					m.c.views.flush()
@@ -336,10 +364,13 @@ func (m *machine) host(p *proc) replication.Host {
 
 // The messages between a client and a node: NBD without its bytes.
 type (
-	attachMsg struct{ id blockdev.SessionID }
-	attached  struct{ err error }
-	ask       struct{ reqs []wireReq }
-	answer    struct {
+	attachMsg struct {
+		client int
+		id     blockdev.SessionID
+	}
+	attached struct{ err error }
+	ask      struct{ reqs []wireReq }
+	answer   struct {
 		tag  uint64
 		err  error
 		data []byte
@@ -364,7 +395,7 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 	if !ok {
 		return
 	}
-	c := &front{p: p, e: e}
+	c := &front{m: m, p: p, e: e, no: hello.client}
 	s, err := m.replica.Attach(nobody, hello.id, c)
 	e.post(attached{err})
 	if err != nil {
@@ -380,6 +411,7 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 			r := &blockdev.Request{Op: q.op, Flags: q.flags, Offset: q.off, Length: q.length, Tag: q.tag, Data: q.data}
 			if q.op == blockdev.OpRead {
 				r.Data = make([]byte, q.length)
+				c.reads++
 			}
 			burst = append(burst, r)
 		}
@@ -390,8 +422,11 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 
 // front is the connection as the session sees it.
 type front struct {
-	p *proc
-	e *endpoint
+	m     *machine
+	p     *proc
+	e     *endpoint
+	no    int // of the client
+	reads int // submitted and not completed
 }
 
 // Complete implements blockdev.Client.
@@ -399,10 +434,13 @@ func (f *front) Complete(done []*blockdev.Request) {
 	if f.p.dead {
 		return
 	}
+	// A little later, when no lock is held: the invariants hold at every moment.
+	f.p.w.after(0, func() { f.m.c.acknowledged(f.m) })
 	for _, q := range done {
 		a := answer{tag: q.Tag, err: q.Err}
 		if q.Op == blockdev.OpRead {
 			a.data = q.Data
+			f.reads--
 		}
 		f.e.post(a)
 	}
@@ -413,8 +451,14 @@ func (f *front) Abort(error) {
 	if f.p.dead {
 		return
 	}
-	if len(f.e.in) > 0 {
-		f.p.w.stats.note(fencedUnread)
+	if f.reads > 0 {
+		f.p.w.stats.note(readsFenced)
 	}
-	f.e.Close()
+	// Not at once: in which order a replica ends its sessions is chance, and here nothing may be.
+	f.p.w.after(time.Duration(f.no+1), func() {
+		if len(f.e.in) > 0 {
+			f.p.w.stats.note(fencedUnread)
+		}
+		f.e.Close()
+	})
 }

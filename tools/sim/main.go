@@ -1,4 +1,3 @@
-// Command sim simulates whole clusters, each by a seed.
 package main
 
 import (
@@ -12,6 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 )
+
+// enoughSeeds is how many it takes for everything that is counted to happen at least once.
+const enoughSeeds = 2000
 
 func main() {
 	var (
@@ -37,7 +39,7 @@ func main() {
 		}
 	}
 	if *hunt != "" {
-		os.Exit(huntAll(*hunt))
+		os.Exit(huntAll(*hunt, int(*seeds)))
 	}
 	if *seed != 0 {
 		os.Exit(playOne(*seed, faults, *trace))
@@ -109,11 +111,13 @@ func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, 
 		took.Seconds()*1000*float64(workers)/float64(played), workers, failed, total.acks)
 	for x, name := range sometimesNames {
 		fmt.Printf("%8d %s\n", total.seen[x], name)
+		if total.seen[x] == 0 && played >= enoughSeeds && len(faults) == 0 {
+			fmt.Printf("FAIL in %d seeds there was never: %s\n", played, name)
+			failed++
+		}
 	}
 	if failed > 0 {
 		return 1
 	}
 	return 0
 }
-
-func keepHistory(*broken) string { return "" }

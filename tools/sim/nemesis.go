@@ -202,8 +202,12 @@ func (n *nemesis) do(f fault) {
 			e.reset()
 		}
 	case faultSlowLink:
-		o := c.machines[w.rng.IntN(len(c.machines))]
-		pair, d := hostPair{m.name, o.name}, w.between(time.Millisecond, 150*time.Millisecond)
+		to := c.machines[w.rng.IntN(len(c.machines))].name
+		from := m.name
+		if w.one(2) { // requests stay on their way for long
+			from, to = c.clients[w.rng.IntN(len(c.clients))].p.name, m.name
+		}
+		pair, d := hostPair{from, to}, w.between(time.Millisecond, 150*time.Millisecond)
 		w.tr("the link %v takes %v more", pair, d)
 		n.during(func() { c.net.slow[pair] += d }, func() { c.net.slow[pair] -= d })
 	case faultSlowDisk:

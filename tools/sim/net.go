@@ -20,6 +20,7 @@ type network struct {
 	blocked map[hostPair]int           // how many faults block this direction
 	slow    map[hostPair]time.Duration // added to each delay
 	conns   []*endpoint                // one end of each
+	reach   time.Duration              // the longest delay of a packet that nothing slows down
 	accept  func(to, port string, e *endpoint) acceptance
 }
 
@@ -32,16 +33,12 @@ const (
 	vanished            // there is no machine
 )
 
-// Delays of the network.
-const (
-	minDelay    = 50 * time.Microsecond
-	maxDelay    = 500 * time.Microsecond
-	dialTimeout = time.Second
-)
+const dialTimeout = time.Second
 
-func (n *network) delay(from, to string) time.Duration {
-	return n.w.between(minDelay, maxDelay) + n.slow[hostPair{from, to}]
-}
+// hop is how long a packet takes.
+func (n *network) hop() time.Duration { return n.w.between(n.reach/10, n.reach) }
+
+func (n *network) delay(from, to string) time.Duration { return n.hop() + n.slow[hostPair{from, to}] }
 
 func (n *network) open(from, to string) bool { return n.blocked[hostPair{from, to}] == 0 }
 
@@ -71,7 +68,7 @@ type endpoint struct {
 // Dial connects to "host:port".
 func (n *network) Dial(_ context.Context, p *proc, from, addr string) (*endpoint, error) {
 	to, port, _ := net.SplitHostPort(addr)
-	p.sleep(p.w.between(minDelay, maxDelay))
+	p.sleep(n.hop())
 	if !n.open(from, to) || !n.open(to, from) {
 		p.sleep(dialTimeout)
 		return nil, os.ErrDeadlineExceeded
@@ -137,7 +134,7 @@ func (e *endpoint) finish(err error) {
 // reset breaks a connection: some of what is under way still arrives.
 func (e *endpoint) reset() {
 	for _, x := range []*endpoint{e, e.peer} {
-		x.n.w.after(x.n.w.between(0, 2*maxDelay), func() { x.finish(syscall.ECONNRESET) })
+		x.n.w.after(x.n.w.between(0, 2*x.n.reach), func() { x.finish(syscall.ECONNRESET) })
 	}
 }
 

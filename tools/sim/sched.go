@@ -212,6 +212,9 @@ type proc struct {
 	// long: which is the one that did it, on its way back.
 	work func() time.Duration
 
+	// jitter is how long a coroutine waits, at most, now and then, where it takes a lock: the machine has other work.
+	jitter time.Duration
+
 	// The clock: it showed local at the moment since, and runs at rate.
 	local, since time.Duration
 	rate         float64
@@ -353,8 +356,12 @@ func (m *mutex) Lock() {
 		}
 	}
 	if w.one(turnChance) {
-		w.wake(w.cur)
-		w.block()
+		if p.jitter > 0 && w.one(3) {
+			p.sleep(w.between(0, p.jitter))
+		} else {
+			w.wake(w.cur)
+			w.block()
+		}
 	}
 	for m.held {
 		m.waiting = append(m.waiting, w.cur)

@@ -12,8 +12,6 @@ const (
 	staleHeard
 	repaired
 	tornTail
-	logHole
-	replicaRefused
 	handedOver
 	proposalLost
 	proposalLate
@@ -24,16 +22,23 @@ const (
 	promoted
 	resumed
 	inheritedTail
+	grantWaited
+	copySurvived
+	logFull
+	readsFenced
+	leasedRead
 	sometimesCount
 )
 
 var sometimesNames = [sometimesCount]string{
 	tailCut: "tail cut on rejoin", regionCopy: "region copy", caughtUp: "copy completed", poisoned: "storage failed",
 	staleHeard: "newer view heard from a peer", repaired: "block repaired from a peer", tornTail: "torn tail at start",
-	logHole: "hole in the log at start", replicaRefused: "damaged replica refused", handedOver: "handed over",
+	handedOver:   "handed over",
 	proposalLost: "answer to a proposal lost", proposalLate: "proposal committed late", replayed: "requests sent again",
 	fencedUnread: "session ended with requests unread", powerFailure: "total power failure", wiped: "disk replaced",
 	promoted: "backup promoted", resumed: "primary resumed", inheritedTail: "tail inherited by a new primary",
+	grantWaited: "new primary waited for its grant to end", copySurvived: "copy went on under another primary",
+	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases",
 }
 
 // stats counts what happened.

@@ -189,7 +189,7 @@ func (v *views) probe(mon *viewsvc.Monitor, p viewsvc.Probe) {
 		case vanished:
 		}
 	}
-	v.w.after(2*maxDelay, func() {
+	v.w.after(2*v.net.reach, func() {
 		if v.mon == mon {
 			mon.Probed(p, outcome)
 			v.flush()
@@ -216,7 +216,12 @@ func (v *views) commit(c viewsvc.Command, done func(viewsvc.Result, error)) {
 				return
 			}
 			done(viewsvc.Result{}, errNoLeader) // and yet:
-			v.w.after(v.w.between(0, 2*time.Second), func() { over(); v.apply(c) })
+			v.w.after(v.w.between(0, 2*time.Second), func() {
+				over()
+				if _, err := v.apply(c); err == nil && c.Proposal != nil {
+					v.w.stats.note(proposalLate)
+				}
+			})
 			return
 		}
 		over()
@@ -242,9 +247,6 @@ func (v *views) apply(c viewsvc.Command) (viewsvc.Result, error) {
 		if c.Proposal.Kind == viewsvc.KindHandover {
 			v.w.stats.note(handedOver)
 		}
-		if v.mon == nil || v.term == 0 {
-			v.w.stats.note(proposalLate)
-		}
 	}
 	if err == nil && v.mon != nil {
 		v.mon.Changed(c, r)
@@ -266,7 +268,7 @@ func call[T any](v *views, p *proc, host string, timeout time.Duration, handle f
 	var out T
 	err := errNoLeader
 	answered := p.Alarm()
-	v.w.after(v.w.between(minDelay, maxDelay), func() {
+	v.w.after(v.net.hop(), func() {
 		server := v.servers[v.leader]
 		if v.mon == nil || !v.net.open(host, server) {
 			return

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"lockstep/viewsvc"
+	"lockstep/wal"
+)
+
+// What the replicas know of each other they know from messages. The simulator sees all of them at one moment, and looks
+// whether the invariants of package replication hold there and then: long before a client could notice.
+
+// acknowledged looks at a primary that has just completed requests.
+//
+//	I5  what is committed is stable on every member
+func (c *cluster) acknowledged(m *machine) {
+	if m.replica == nil {
+		return
+	}
+	rep := m.replica.Report()
+	marks := m.store.Marks()
+	if rep.Role != viewsvc.RolePrimary || rep.View == 0 || int(rep.View) > len(c.views.history) {
+		return
+	}
+	c.noteAcked(m, marks.Committed)
+	view := c.views.history[rep.View-1]
+	if view.Primary != m.replica.ID() {
+		c.w.fail("I9: %s serves in view %d, whose primary is %s", m.name, view.Num, view.Primary)
+	}
+	for _, r := range view.Members() {
+		o := c.byReplica(r)
+		if o == nil || o.replica == nil || o.replica.ID() != r {
+			continue
+		}
+		if other := o.replica.Report(); other.View != rep.View {
+			continue // it has moved on, and may have been given another log since
+		}
+		if has := o.store.Marks().Durable; has < marks.Committed {
+			c.w.fail("I5: %s has committed %d in view %d, member %s holds only %d on its disk", m.name, marks.Committed, view.Num, o.name, has)
+		}
+	}
+}
+
+// noteAcked remembers the newest record that was committed for clients.
+func (c *cluster) noteAcked(m *machine, l wal.LSN) {
+	if l > c.acked {
+		c.acked = l
+		c.ackedEpoch, _ = m.store.EpochAt(l)
+	}
+}
+
+// opened looks at a primary that begins to serve.
+//
+//	I7  an open primary's log has every acknowledged write
+func (c *cluster) opened(m *machine) {
+	marks := m.store.Marks()
+	if marks.Committed < c.acked {
+		c.w.fail("I7: %s opens with commit %d, but %d was acknowledged", m.name, marks.Committed, c.acked)
+		return
+	}
+	if e, ok := m.store.EpochAt(c.acked); ok && c.acked > 0 && c.ackedEpoch != 0 && e != c.ackedEpoch {
+		c.w.fail("I7: %s opens with record %d of epoch %d, the acknowledged one is of epoch %d", m.name, c.acked, e, c.ackedEpoch)
+	}
+	if m.store.Copying() {
+		c.w.fail("I10: %s opens with an incomplete copy", m.name)
+	}
+}
