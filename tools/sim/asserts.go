@@ -10,7 +10,7 @@ import (
 
 // acknowledged looks at a primary that has just completed requests.
 //
-//	I5  what is committed is stable on every member
+//	I5  what is committed is stable on every member; in sync mode flush it is written there
 func (c *cluster) acknowledged(m *machine) {
 	if m.replica == nil {
 		return
@@ -30,11 +30,15 @@ func (c *cluster) acknowledged(m *machine) {
 		if o == nil || o.replica == nil || o.replica.ID() != r {
 			continue
 		}
-		if other := o.replica.Report(); other.View != rep.View {
-			continue // it has moved on, and may have been given another log since
+		if other := o.replica.Report(); other.View != rep.View || other.Suspect {
+			continue // it has moved on, and may have been given another log since; or it knows that it lacks something
 		}
-		if has := o.store.Marks().Durable; has < marks.Committed {
-			c.w.fail("I5: %s has committed %d in view %d, member %s holds only %d on its disk", m.name, marks.Committed, view.Num, o.name, has)
+		has := o.store.Marks().Durable
+		if c.sync == viewsvc.SyncFlush && len(view.Backups) > 0 {
+			has = o.store.Marks().End
+		}
+		if has < marks.Committed {
+			c.w.fail("I5: %s has committed %d in view %d, member %s holds only %d", m.name, marks.Committed, view.Num, o.name, has)
 		}
 	}
 }

@@ -40,6 +40,7 @@ type cluster struct {
 	jitter        time.Duration
 	reconnect     time.Duration // a client's pause between two tries
 	applyEvery    time.Duration
+	sync          viewsvc.SyncMode
 	leases        bool // clocks are good enough for them
 	stormTime     time.Duration
 	load          bool
@@ -65,12 +66,18 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.jitter = []time.Duration{0, 0, 100, 3000}[w.rng.IntN(4)] * time.Microsecond
 	c.reconnect = []time.Duration{1, 5, 40}[w.rng.IntN(3)] * time.Millisecond
 	c.applyEvery = []time.Duration{5, 50, 400, 2000}[w.rng.IntN(4)] * time.Millisecond
+	c.sync = viewsvc.SyncAlways
+	if w.one(4) {
+		c.sync = viewsvc.SyncFlush
+		w.stats.note(flushMode)
+	}
 	if c.leases = w.one(2); c.leases {
 		w.stats.note(leasedRead)
 	}
 	c.stormTime = w.between(time.Second, 6*time.Second)
 	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
 	c.views.onView = c.checkView
+	c.views.loss = []int{1000, 100, 8}[w.rng.IntN(3)]
 	for i := range c.copies + w.rng.IntN(3) {
 		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
 	}
@@ -148,7 +155,7 @@ func (c *cluster) create() {
 		if c.views.mon == nil {
 			return
 		}
-		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: 1, Sync: viewsvc.SyncAlways})
+		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: 1, Sync: c.sync})
 		if err != nil {
 			return
 		}
@@ -177,6 +184,11 @@ func (c *cluster) checkView(v viewsvc.View) {
 		w.fail("I2: %s, primary of view %d, was no member of the one before", v.Primary, v.Num)
 	case v.Tenure != old.Tenure && v.Tenure != v.Num, v.Tenure == old.Tenure && v.Primary != old.Primary:
 		w.fail("V: tenure %d of %s in view %d after tenure %d of %s", v.Tenure, v.Primary, v.Num, old.Tenure, old.Primary)
+	}
+	for _, r := range v.Members() {
+		if m := c.byReplica(r); m != nil && m.replica != nil && m.replica.ID() == r && m.store.Copying() {
+			w.fail("I10: %s, whose copy is incomplete, is a member of view %d", m.name, v.Num)
+		}
 	}
 	if old.Num > 0 && v.Primary != old.Primary {
 		w.stats.note(promoted)
@@ -219,20 +231,17 @@ func (c *cluster) failed(o *op, err error) {
 
 // well tells whether the volume has all its members and everything was answered.
 func (c *cluster) well() bool {
-	v := c.views.current()
-	if len(v.Members()) < c.copies {
+	if !c.complete() {
 		return false
 	}
+	for _, k := range c.clients {
+		if len(k.pending) > 0 || k.e == nil {
+			return false
+		}
+	}
 	var end uint64
-	for i, r := range v.Members() {
-		m := c.byReplica(r)
-		if m == nil || m.replica == nil {
-			return false
-		}
-		rep := m.replica.Report()
-		if rep.View != v.Num || i == 0 && rep.Role != viewsvc.RolePrimary || i > 0 && rep.Role != viewsvc.RoleBackup {
-			return false
-		}
+	for i, r := range c.views.current().Members() {
+		rep := c.byReplica(r).replica.Report()
 		if i == 0 {
 			end = rep.LogEnd
 		}
@@ -240,8 +249,22 @@ func (c *cluster) well() bool {
 			return false
 		}
 	}
-	for _, k := range c.clients {
-		if len(k.pending) > 0 || k.e == nil {
+	return true
+}
+
+// complete tells whether all members of the newest view are there and know it, and all that there should be are members.
+func (c *cluster) complete() bool {
+	v := c.views.current()
+	if len(v.Members()) < c.copies {
+		return false
+	}
+	for i, r := range v.Members() {
+		m := c.byReplica(r)
+		if m == nil || m.replica == nil {
+			return false
+		}
+		rep := m.replica.Report()
+		if rep.View != v.Num || i == 0 && rep.Role != viewsvc.RolePrimary || i > 0 && rep.Role != viewsvc.RoleBackup || rep.Suspect {
 			return false
 		}
 	}

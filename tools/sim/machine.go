@@ -197,6 +197,10 @@ func (m *machine) event(p *proc, e replication.Event) {
 	}
 	m.w.tr("%s: %s view %d %s peer %s %s %s", p.name, e.Kind, e.View, e.State, e.Peer, e.Text, errText(e.Err))
 	switch e.Kind {
+	case replication.EventState, replication.EventPropose, replication.EventCopy, replication.EventTailCut:
+		m.c.nemesis.provoke(m)
+	}
+	switch e.Kind {
 	case replication.EventTailCut:
 		m.w.stats.note(tailCut)
 	case replication.EventCopy:
@@ -456,7 +460,7 @@ func (f *front) Abort(error) {
 	}
 	// Not at once: in which order a replica ends its sessions is chance, and here nothing may be.
 	f.p.w.after(time.Duration(f.no+1), func() {
-		if len(f.e.in) > 0 {
+		if f.e.coming > 0 || len(f.e.in) > 0 {
 			f.p.w.stats.note(fencedUnread)
 		}
 		f.e.Close()

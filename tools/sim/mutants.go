@@ -36,66 +36,36 @@ func off(name string) string { return `brokenRule != "` + name + `"` }
 
 // mutants are the rules of the protocol, one by one.
 var mutants = []mutant{
-	{"noviewrec", "pause,kill,oneway,isolate", 2000, []edit{ // a tenure begins without a record of its own
-		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n" +
-			"	if " + on("noviewrec") + " && r.end > 0 {\n r.putFrame(fb)\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
-	{"openearly", "pause,kill,isolate", 2000, []edit{ // a primary opens before its first record is everywhere
+	{"openearly", "pause,kill,slowdisk", 400, []edit{ // a primary opens before its first record is everywhere
 		{"replication/core_primary.go", "|| c.commit < c.openAt ||", "|| c.commit < c.openAt && " + off("openearly") + " ||"}}},
-	{"commitearly", "kill,pause,oneway", 4000, []edit{ // a new primary commits before its first record has its place
-		{"replication/core_primary.go", "c.state == StateOpening && c.openAt == 0 {", "c.state == StateOpening && c.openAt == 0 && " + off("commitearly") + " {"}}},
-	{"ackwritten", "power,blackout,slowdisk", 2000, []edit{ // what is written counts, in sync mode always
+	{"ackwritten", "power,blackout,slowdisk", 400, []edit{ // what is written counts, in sync mode always
 		{"replication/core_primary.go", "	if c.CommitsWritten() {\n		commit = c.written", "	if c.CommitsWritten() || " + on("ackwritten") + " {\n		commit = c.written"}}},
-	{"ackearly", "power,blackout", 2000, []edit{ // a backup acknowledges before it synced
+	{"ackearly", "power,blackout", 400, []edit{ // a backup acknowledges before it synced
 		{"replication/follow.go", "if err := f.storage(r.syncStore()); err != nil {", "if err := f.storage(r.syncStore()); " + off("ackearly") + " && err != nil {"},
 		{"replication/replica.go", "	return r.store.Sync()\n", "	if " + on("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	return r.store.Sync()\n"}}},
-	{"noepoch", "pause,oneway,isolate,handover", 3000, []edit{ // a backup follows a primary of a view that it has left
-		{"replication/core.go", "return from == c.view.Primary && c.view.Tenure <= num && num <= c.view.Num &&", "return (" + on("noepoch") + " || from == c.view.Primary && c.view.Tenure <= num && num <= c.view.Num) &&"}}},
-	{"promoteany", "kill,wipe,isolate", 2000, []edit{ // the view service promotes a replica that is no member
+	{"promoteany", "kill,wipe,isolate", 400, []edit{ // the view service promotes a replica that is no member
 		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + on("promoteany") + ") {\n			rep, _"},
 		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + off("promoteany") + " {\n			return ruleErrorf(rule"}}},
-	{"resumesame", "kill,power", 2000, []edit{ // a restarted primary goes on in its old tenure
+	{"resumesame", "kill,power", 400, []edit{ // a restarted primary goes on in its old tenure
 		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
 		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},
-	{"blank", "wipe,kill", 2000, []edit{ // an empty disk goes by the name of the one before
+	{"blank", "wipe,kill", 600, []edit{ // an empty disk goes by the name of the one before
 		{"tools/sim/machine.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
-	{"forgetview", "kill,power,isolate,oneway", 3000, []edit{ // a view is not on the disk before it is acted in
+	{"forgetview", "kill,power,split", 600, []edit{ // a view is not on the disk before it is acted in
 		{"replication/effects.go", "				err = r.saveHard()\n", "				if e.View.Num < 2 || " + off("forgetview") + " {\n err = r.saveHard()\n }\n"}}},
-	{"addbehind", "kill,pause,slowlink,reset", 2000, []edit{ // a learner is added that lacks committed records
+	{"addbehind", "kill,pause,slowlink,reset", 400, []edit{ // a learner is added that lacks committed records
 		{"replication/core_propose.go", "c.state != StateOpen || p.durable < c.commit {", "c.state != StateOpen || p.durable < c.commit && " + off("addbehind") + " {"},
 		{"replication/core_primary.go", "			commit = min(commit, p.durable)\n", "			if " + off("addbehind") + " || c.view.Has(p.id) {\n commit = min(commit, p.durable)\n }\n"}}},
-	{"addlate", "kill,slowlink,leader,viewserver", 3000, []edit{ // a learner is proposed first and waited for later
+	{"addlate", "kill,slowlink,leader,viewserver", 600, []edit{ // a learner is proposed first and waited for later
 		{"replication/core_propose.go", "p.required, c.joining = true, p.id", "p.required, c.joining = " + off("addlate") + ", p.id"}}},
-	{"copyunfinished", "wipe,kill,slowdisk", 2000, []edit{ // a learner is added before its image is whole
-		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
-	{"localread", "pause,isolate,oneway", 2000, []edit{ // reads are not confirmed
+	{"localread", "pause,split", 600, []edit{ // reads are not confirmed
 		{"replication/core_primary.go", "	if c.alone() {\n		return c.nonce, true", "	if c.alone() || " + on("localread") + " {\n		return c.nonce, true"}}},
-	{"confirmany", "pause,isolate,oneway", 3000, []edit{ // one member's word is enough for a read
-		{"replication/core_primary.go", "				n = min(n, p.confirmed)\n", "				if n = min(n, p.confirmed); " + on("confirmany") + " && p.confirmed == c.nonce {\n n = c.nonce\n break\n }\n"}}},
-	{"dropearly", "oneway,isolate,kill,leader", 3000, []edit{ // a member is not waited for once its removal was asked for
+	{"dropearly", "oneway,split,kill,leader", 600, []edit{ // a member is not waited for once its removal was asked for
 		{"replication/core_propose.go", "	if len(stay) < len(c.view.Backups) {\n", "	if len(stay) < len(c.view.Backups) {\n		for _, p := range c.peers {\n if " + on("dropearly") + " && !slices.Contains(stay, p.id) {\n p.required = false\n }\n }\n		c.advance()\n"}}},
-	{"lostisrefused", "viewserver,leader,oneway", 3000, []edit{ // a proposal whose answer was lost is taken for refused
-		{"replication/orders.go", "		default:\n			c.ProposalLost(p)", "		case " + on("lostisrefused") + ":\n			c.ProposalRefused(p)\n		default:\n			c.ProposalLost(p)"}}},
-	{"applyearly", "kill,pause,power,isolate", 2000, []edit{ // a backup takes what it has for committed
+	{"applyearly", "kill,pause,power,split", 400, []edit{ // a backup takes what it has for committed
 		{"replication/follow_log.go", "	r.core.Appended(frame.Last())\n", "	r.core.Appended(frame.Last())\n	if " + on("applyearly") + " {\n r.core.Follow(frame.Last())\n }\n"}}},
-	{"nocut", "pause,isolate,kill", 2000, []edit{ // a backup keeps what is not in the primary's log
+	{"nocut", "pause,split,kill", 400, []edit{ // a backup keeps what is not in the primary's log
 		{"replication/follow_log.go", "	if to >= m.End {\n", "	if to >= m.End || " + on("nocut") + " {\n"}}},
-	{"nofence", "slowlink,reset,pause", 4000, []edit{ // an older generation of a session is not fenced
-		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + off("nofence") + " {\n		old.fenceLocked()"},
-		{"replication/session.go", "	if old != nil {\n		old.client.Abort", "	if old != nil && " + off("nofence") + " {\n		old.client.Abort"}}},
-	{"copynothing", "wipe,kill", 2000, []edit{ // a region copy leaves out what changed
-		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
-	{"copybase", "wipe,kill,power,reset", 4000, []edit{ // a copy that is taken up again forgets where the image was
-		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
-	{"nograntwait", "pause,isolate,oneway", 3000, []edit{ // a new primary opens while its grant to the former one runs
-		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
-	{"forgetgrant", "kill,isolate,oneway", 4000, []edit{ // a restarted replica forgets what it may have promised
-		{"replication/core.go", "	if s.View.Num > 0 {\n		// What the process", "	if s.View.Num > 0 && " + off("forgetgrant") + " {\n		// What the process"}}},
-	{"cachedlease", "pause,isolate,oneway", 3000, []edit{ // a lease that ran once runs for ever
-		{"replication/core_primary.go", "at < c.leased() {", "(at < c.leased() || " + on("cachedlease") + " && c.leased() > 0) {"}}},
-	{"leasefromone", "isolate,oneway,pause", 3000, []edit{ // one member's grant is enough
-		{"replication/core_lease.go", "			until = min(until, p.lease)\n", "			until = min(until, p.lease)\n			if " + on("leasefromone") + " && p.lease > 0 {\n return p.lease\n }\n"}}},
-	{"noslack", "clock,isolate,oneway,pause", 4000, []edit{ // clocks are taken to run at one rate, and grants to arrive at once
-		{"replication/core_lease.go", "return g*9/10 - clockSlack", "if " + on("noslack") + " {\n return g * 11 / 10\n }\n return g*9/10 - clockSlack"}}},
 }
 
 // buildMutants builds the simulator with all mutants in it.

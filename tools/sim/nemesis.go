@@ -20,6 +20,7 @@ const (
 	faultBlackout // all machines lose power
 	faultPause
 	faultIsolate // a machine, from some or all
+	faultSplit   // everybody, in two
 	faultOneWay
 	faultReset
 	faultSlowLink
@@ -42,13 +43,16 @@ type nemesis struct {
 	weights [faultCount]int
 	total   int
 	pace    time.Duration
+	spite   int // one provocation in so many is answered; 0: none
 	over    bool
+	active  int      // faults that last
+	alone   bool     // one that nothing may be added to
 	undo    []func() // what ends with the storm
 }
 
 // faultNames are for the command line.
 var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faultBlackout: "blackout", faultPause: "pause",
-	faultIsolate: "isolate", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
+	faultIsolate: "isolate", faultSplit: "split", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
 	faultDiskError: "diskerror", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
 	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock"}
 
@@ -68,7 +72,7 @@ func parseFaults(list string) ([]fault, error) {
 func newNemesis(c *cluster, only []fault) *nemesis {
 	n := &nemesis{c: c}
 	w := c.w
-	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 5, faultOneWay: 4, faultReset: 5,
+	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 3, faultSplit: 4, faultOneWay: 4, faultReset: 5,
 		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
 		faultViewServer: 2, faultClock: 2}
 	for i, x := range usual {
@@ -86,6 +90,7 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 		n.weights[i] = x
 		n.total += x
 	}
+	n.spite = []int{0, 12, 4}[w.rng.IntN(3)]
 	n.pace = []time.Duration{60, 200, 600, 1500}[w.rng.IntN(4)] * time.Millisecond
 	return n
 }
@@ -99,17 +104,31 @@ func (n *nemesis) begin() {
 func (n *nemesis) next() {
 	n.c.w.after(n.c.w.between(n.pace/4, 2*n.pace), func() {
 		if !n.over {
-			n.strike()
+			n.strike(n.some())
 			n.next()
 		}
 	})
 }
 
-func (n *nemesis) strike() {
+// provoke strikes a machine soon after something has happened there of which there is little time to go wrong: a change of
+// state, a proposal, the beginning of a copy.
+func (n *nemesis) provoke(m *machine) {
+	w := n.c.w
+	if n.over || n.total == 0 || w.now < bootTime || n.spite == 0 || !w.one(n.spite) {
+		return
+	}
+	w.after(w.between(0, 20*n.c.net.reach), func() {
+		if !n.over {
+			n.strike(m)
+		}
+	})
+}
+
+func (n *nemesis) strike(m *machine) {
 	x := n.c.w.rng.IntN(n.total)
 	for f, weight := range n.weights {
 		if x -= weight; x < 0 {
-			n.do(fault(f))
+			n.do(fault(f), m)
 			return
 		}
 	}
@@ -145,9 +164,11 @@ func (n *nemesis) during(do, undo func()) {
 	end := func() {
 		if !done {
 			done = true
+			n.active--
 			undo()
 		}
 	}
+	n.active++
 	do()
 	n.undo = append(n.undo, end)
 	n.c.w.after(n.spell(), end)
@@ -165,8 +186,19 @@ func (n *nemesis) fate() memfs.Fate {
 	}
 }
 
-func (n *nemesis) do(f fault) {
-	c, w, m := n.c, n.c.w, n.some()
+func (n *nemesis) do(f fault, m *machine) {
+	c, w := n.c, n.c.w
+	if c.sync == viewsvc.SyncFlush {
+		if n.alone = n.alone && !(c.complete() && n.active == 0); n.alone {
+			return
+		}
+		if losesCache(f) {
+			if n.active > 0 || !c.complete() {
+				return
+			}
+			n.alone = true
+		}
+	}
 	switch f {
 	case faultKill:
 		if m.p != nil {
@@ -177,6 +209,9 @@ func (n *nemesis) do(f fault) {
 			n.during(func() { m.cut(n.fate()) }, m.start)
 		}
 	case faultBlackout:
+		if c.sync == viewsvc.SyncFlush {
+			return
+		}
 		w.tr("blackout")
 		w.stats.note(powerFailure)
 		for _, m := range c.machines {
@@ -189,6 +224,8 @@ func (n *nemesis) do(f fault) {
 		}
 	case faultIsolate:
 		n.isolate(m)
+	case faultSplit:
+		n.split()
 	case faultOneWay:
 		if o := c.machines[w.rng.IntN(len(c.machines))]; o != m {
 			n.cutLine(m.name, o.name)
@@ -225,7 +262,7 @@ func (n *nemesis) do(f fault) {
 			n.during(func() {}, func() { m.fs.FailAt(-1, nil); m.kill(); m.start() })
 		}
 	case faultStopInIO:
-		if m.p != nil {
+		if m.p != nil && c.sync == viewsvc.SyncAlways {
 			m.fs.StopAt(m.fs.Ops() + w.rng.IntN(30))
 			w.after(w.between(0, 20*time.Millisecond), func() { n.during(func() { m.cut(n.fate()) }, m.start) })
 		}
@@ -259,10 +296,50 @@ func (n *nemesis) do(f fault) {
 	}
 }
 
+// losesCache tells of faults that take a page cache along. In sync mode flush such a fault comes alone: when the other
+// members are away, too, what is left is for an operator to accept, who is not simulated.
+func losesCache(f fault) bool {
+	return f == faultPower || f == faultWipe || f == faultDiskError
+}
+
 // cutLine loses what goes from one host to another.
 func (n *nemesis) cutLine(from, to string) {
 	n.c.w.tr("%s does not reach %s", from, to)
 	n.during(func() { n.c.net.block(from, to) }, func() { n.c.w.tr("%s reaches %s again", from, to); n.c.net.unblock(from, to) })
+}
+
+// split parts everybody, view servers and clients too, into two sides that do not hear of each other. Often a primary
+// and its clients are on one side and the view service on the other.
+func (n *nemesis) split() {
+	c, w := n.c, n.c.w
+	var side [2][]string
+	put := func(host string) { i := w.rng.IntN(2); side[i] = append(side[i], host) }
+	for _, m := range c.machines {
+		put(m.name)
+	}
+	for _, k := range c.clients {
+		put(k.p.name)
+	}
+	if w.one(3) {
+		for _, v := range c.views.servers {
+			put(v)
+		}
+	} else {
+		side[0] = append(side[0], c.views.servers...)
+	}
+	w.tr("%v and %v are parted", side[0], side[1])
+	each := func(f func(from, to string)) {
+		for _, a := range side[0] {
+			for _, b := range side[1] {
+				f(a, b)
+				f(b, a)
+			}
+		}
+	}
+	n.during(func() { each(c.net.block) }, func() {
+		w.tr("%v and %v are parted no more", side[0], side[1])
+		each(c.net.unblock)
+	})
 }
 
 // isolate cuts a machine off: from the view servers, from the other machines, from the clients, or from several of
@@ -354,5 +431,3 @@ func (n *nemesis) heal() {
 		n.c.views.elect(100 * time.Millisecond)
 	}
 }
-
-var _ = viewsvc.View{}

@@ -63,6 +63,7 @@ type endpoint struct {
 	deadline time.Duration // on the world's clock; 0: none
 	last     time.Duration // when the last packet to the peer arrives
 	stalled  []packet      // to the peer, lost so far
+	coming   int           // messages that are on their way here
 }
 
 // Dial connects to "host:port".
@@ -101,10 +102,16 @@ func (e *endpoint) send(p packet) {
 	}
 	w := e.n.w
 	e.last = max(e.last, w.now+e.n.delay(e.host, e.peer.host))
+	if p.msg != nil {
+		e.peer.coming++
+	}
 	w.after(e.last-w.now, func() { e.peer.arrive(p) })
 }
 
 func (e *endpoint) arrive(p packet) {
+	if p.msg != nil {
+		e.coming--
+	}
 	switch {
 	case e.gone:
 		return

@@ -34,6 +34,8 @@ type views struct {
 	history []viewsvc.View
 	onView  func(viewsvc.View)
 
+	loss int // one reply in so many is lost
+
 	underWay map[viewsvc.ReplicaID]int // proposals of a replica that may still be committed
 }
 
@@ -231,7 +233,7 @@ func (v *views) commit(c viewsvc.Command, done func(viewsvc.Result, error)) {
 
 // raftDelay is now and then long: a follower, or its disk, is slow.
 func (v *views) raftDelay() time.Duration {
-	if v.w.one(20) {
+	if v.w.one(v.loss) {
 		return v.w.between(0, 300*time.Millisecond)
 	}
 	return 0
@@ -274,7 +276,7 @@ func call[T any](v *views, p *proc, host string, timeout time.Duration, handle f
 			return
 		}
 		handle(func(t T, e error) {
-			if !v.net.open(server, host) || v.w.one(200) {
+			if !v.net.open(server, host) || v.w.one(v.loss) {
 				return
 			}
 			v.w.after(v.net.delay(server, host), func() {
