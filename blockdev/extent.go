@@ -52,8 +52,18 @@ func (w *extentWalk) run() error {
 			continue
 		}
 		k := min(w.max-w.n, RegionBlocks-b%RegionBlocks)
-		w.s.table.lookup(b, locs[:k])
+		// The table first: what leaves it has its sum in a page that is in memory by then.
+		some := w.s.table.mayHave(b)
+		if some || w.s.table.zeroes.count.Load() > 0 {
+			w.s.table.lookup(b, locs[:k])
+		} else {
+			clear(locs[:k])
+		}
 		if w.noSums(int(b / sumsPerPage)) {
+			if !some && (w.n == 0 || w.zero) {
+				w.n, w.zero = w.n+k, true
+				continue
+			}
 			clear(sums[:k])
 		} else if err := w.s.sums.get(b, sums[:k]); err != nil {
 			return err

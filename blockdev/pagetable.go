@@ -153,6 +153,14 @@ func (t *pageTable) lookup(block uint64, dst []loc) {
 	}
 }
 
+// mayHave tells whether some block of a region may have an entry; extents of long zeroes do not count.
+func (t *pageTable) mayHave(block uint64) bool {
+	s := t.shard(block)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used > 0
+}
+
 // setZero makes a range zero by the record lsn.
 func (t *pageTable) setZero(block, count uint64, lsn wal.LSN) {
 	l := loc{pos: zeroBit | wal.Pos(lsn)}
