@@ -94,6 +94,7 @@ func (s *Store) applyBatch() (bool, error) {
 	if len(b.buf) > applyBatchBytes {
 		b.buf = nil // a rare large frame
 	}
+	s.diskFull.Store(false)
 	s.appliedAt = checkpoint{last.last, last.end, last.sum}
 	if s.o.broken.has(releaseEarly) {
 		s.log.Checkpointed(wal.Start{LSN: last.last, Pos: last.end, Chain: last.sum})

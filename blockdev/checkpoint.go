@@ -28,7 +28,7 @@ func (s *Store) settleLocked(change func(*meta)) error {
 	for {
 		did, err := s.applyBatch()
 		if err != nil {
-			return s.poison(err)
+			return s.applyError(err)
 		}
 		if !did {
 			return s.checkpoint(change)
@@ -52,7 +52,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 	at := s.appliedAt
 	if !s.o.broken.has(metaBeforeSync) {
 		if err := s.syncImage(); err != nil {
-			return s.poison(err)
+			return s.applyError(err)
 		}
 	}
 	if !s.o.broken.has(sessionsNotSaved) {
@@ -75,7 +75,8 @@ func (s *Store) checkpoint(change func(*meta)) error {
 		return err
 	}
 	s.log.Checkpointed(wal.Start{LSN: at.LSN, Pos: at.Pos, Chain: at.Chain})
-	s.checkpointAt, s.hurry = at.Pos, false
+	s.checkpointPos.Store(uint64(at.Pos))
+	s.hurry = false
 	s.checkpointed.Store(uint64(at.LSN))
 	s.emit(EventCheckpoint{LSN: at.LSN, Took: time.Since(began)})
 	if s.wantRoom.Swap(false) && s.o.OnRoom != nil {

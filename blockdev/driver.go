@@ -56,7 +56,7 @@ func (s *Store) drive() {
 
 // pressed tells whether the applier has to work beside the clients.
 func (s *Store) pressed() bool {
-	return s.wantRoom.Load() || s.backlog() >= s.logBlocks/lazyShare || s.pressure() > 0
+	return s.wantRoom.Load() || s.backlog() >= s.logBlocks/lazyShare || s.pressure() > 0 || s.checkpointDue()
 }
 
 // wake makes the driver look for work now.
@@ -72,9 +72,18 @@ func (s *Store) wake() {
 // long.
 func (s *Store) Step() (did bool, err error) { return s.step(true) }
 
-// step does one piece of work. Unless it is urgent (there is no room, or the store is idle) it leaves what would
-// cost a sync now and less later.
+// step does one piece of work, see work. What is refused for want of space is left for another time.
 func (s *Store) step(idle bool) (bool, error) {
+	did, err := s.work(idle)
+	if isRefused(err) && s.Err() == nil {
+		return false, nil
+	}
+	return did, err
+}
+
+// work does one piece of work. Unless it is urgent (there is no room, or the store is idle) it leaves what would
+// cost a sync now and less later.
+func (s *Store) work(idle bool) (bool, error) {
 	urgent := idle || s.wantRoom.Load()
 	if urgent && wal.LSN(s.committed.Load()) > s.log.Durable() {
 		// Sync mode flush: nobody else may sync for long.
@@ -85,34 +94,29 @@ func (s *Store) step(idle bool) (bool, error) {
 	if err := s.Err(); err != nil {
 		return false, err
 	}
-	if s.hurry {
+	if s.hurry || s.checkpointDue() {
 		return true, s.checkpoint(nil)
 	}
-	if s.pressure() > 0 && !s.o.broken.has(releaseEarly) {
-		if did, err := s.checkpointIfDue(false); did || err != nil {
-			return did, err
-		}
-	}
 	if did, err := s.applyBatch(); err != nil {
-		return false, s.poison(err)
+		return false, s.applyError(err)
 	} else if did {
 		return true, nil
 	}
 	if urgent && min(s.committed.Load(), uint64(s.log.Durable())) > s.recorded.Load() {
 		return true, s.recordCommit()
 	}
-	return s.checkpointIfDue(urgent)
+	if urgent && s.applied.Load() > s.checkpointed.Load() {
+		return true, s.checkpoint(nil)
+	}
+	return false, nil
 }
 
-// checkpointIfDue makes a checkpoint when enough was applied since the last. applyMu is held.
-func (s *Store) checkpointIfDue(urgent bool) (bool, error) {
+// checkpointDue tells whether enough was applied since the last checkpoint: what is only applied takes room in the log.
+func (s *Store) checkpointDue() bool {
 	due := s.logBlocks / checkpointShare
 	if s.pressure() > 0 {
 		due = min(due, int64(s.segBlocks))
 	}
-	since := int64(s.appliedAt.Pos - s.checkpointAt)
-	if s.applied.Load() > s.checkpointed.Load() && (urgent || since >= due) {
-		return true, s.checkpoint(nil)
-	}
-	return false, nil
+	since := int64(s.appliedPos.Load()) - int64(s.checkpointPos.Load())
+	return since >= due && !s.o.broken.has(releaseEarly)
 }

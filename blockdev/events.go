@@ -48,6 +48,10 @@ type EventBrokenFrame struct {
 // EventScrubbed follows each whole pass of a scrub.
 type EventScrubbed struct{ Scrubbed }
 
+// EventDiskFull tells that the applier found no space and will try again.
+type EventDiskFull struct{ Err error }
+
+func (EventDiskFull) event()     {}
 func (EventScrubbed) event()     {}
 func (EventBrokenFrame) event()  {}
 func (EventNoHoles) event()      {}

@@ -143,6 +143,7 @@ func (t *regionTable) write() error {
 			binary.LittleEndian.PutUint64(t.buf[j*8:], encodeRegion(i*wordsPerPage+j, wal.LSN(p.lsn[j].Load())))
 		}
 		if err := t.f.write(t.buf[:], int64(i)*pageSize); err != nil {
+			p.dirty.Store(true)
 			return fmt.Errorf("write regions: %w", err)
 		}
 	}

@@ -42,27 +42,28 @@ type Store struct {
 	sessions sessionTable
 
 	// Watermarks, raised by the one who holds what is said; read by anybody.
-	committed    atomic.Uint64 // under mu
-	committedPos atomic.Uint64 // under mu; where the committed part of the log ends
-	endPos       atomic.Uint64 // under mu; where the log ends
-	recorded     atomic.Uint64 // under mu (B1)
-	applied      atomic.Uint64 // under applyMu
-	appliedPos   atomic.Uint64 // under applyMu
-	checkpointed atomic.Uint64 // under applyMu
-	copyAsOf     atomic.Uint64 // newest asOf of a WriteRegion in this run
+	committed     atomic.Uint64 // under mu
+	committedPos  atomic.Uint64 // under mu; where the committed part of the log ends
+	endPos        atomic.Uint64 // under mu; where the log ends
+	recorded      atomic.Uint64 // under mu (B1)
+	applied       atomic.Uint64 // under applyMu
+	appliedPos    atomic.Uint64 // under applyMu
+	checkpointed  atomic.Uint64 // under applyMu
+	checkpointPos atomic.Uint64 // under applyMu
+	copyAsOf      atomic.Uint64 // newest asOf of a WriteRegion in this run
 
 	// applyMu is held by whoever changes the image, the sums or the checkpoint (B6).
-	applyMu      sync.Mutex
-	appliedAt    checkpoint // of the last frame applied
-	checkpointAt wal.Pos
-	hurry        bool // a checkpoint is due now
-	batch        batch
-	frames       []frameInfo // of the batch
-	sessionsAt   *sessionsFile
+	applyMu    sync.Mutex
+	appliedAt  checkpoint // of the last frame applied
+	hurry      bool       // a checkpoint is due now
+	batch      batch
+	frames     []frameInfo // of the batch
+	sessionsAt *sessionsFile
 
 	repairer atomic.Pointer[Repairer]
 	scrub    scrubber
 
+	diskFull atomic.Bool   // the applier waits for space
 	wantRoom atomic.Bool   // somebody found the log full
 	kick     chan struct{} // wakes the driver
 	stop     chan struct{}

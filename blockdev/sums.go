@@ -240,12 +240,13 @@ func (t *sumTable) write() error {
 
 func (t *sumTable) writeLocked() error {
 	slices.Sort(t.dirty)
-	for _, i := range t.dirty {
+	for k, i := range t.dirty {
 		p := t.pages[i].Load()
 		for j := range p.words {
 			binary.LittleEndian.PutUint64(t.buf[j*8:], p.words[j].Load())
 		}
 		if err := t.f.write(t.buf[:], int64(i)*pageSize); err != nil {
+			t.dirty = slices.Delete(t.dirty, 0, k) // the others may be written again
 			return fmt.Errorf("write checksums: %w", err)
 		}
 		p.dirty = false

@@ -1,0 +1,155 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"lockstep/wal"
+	"lockstep/wal/vfs"
+	"lockstep/wal/vfs/memfs"
+)
+
+// limited is a file that takes so many writes more, and then has no space.
+type limited struct {
+	vfs.File
+	left *int
+}
+
+func (f limited) WriteAt(b []byte, off int64) (int, error) {
+	if *f.left--; *f.left < 0 {
+		return 0, fmt.Errorf("write: %w", syscall.ENOSPC)
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (r *rig) limit(left *int) {
+	for _, f := range []*pacedFile{r.s.image, r.s.sums.f, r.s.regions.f} {
+		f.File = limited{f.File, left}
+	}
+}
+
+// Wherever the data files run out of space: what was written is readable and is applied when there is space again; nothing is
+// poisoned while the log has room, and nothing is lost over a crash.
+func TestFullDiskIsWaitedFor(t *testing.T) {
+	for n := range 12 {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			told := 0
+			r := osRig(t, StoreOptions{Manual: true, OnEvent: func(e Event) {
+				if _, ok := e.(EventDiskFull); ok {
+					told++
+				}
+			}})
+			left := n
+			r.limit(&left)
+			r.put(write(3, 4), write(900, 2), write(1500, 1), trim(4, 1))
+			r.put(write(5, 40), write(1500, 1))
+			r.put(write(1200, 1), write(100, 1))
+			r.steps()
+			if !r.s.DiskFull() && left < 0 {
+				t.Errorf("after %d writes the disk is full, but nobody says so", n)
+			}
+			if err := r.s.Checkpoint(); left < 0 && (!errors.Is(err, syscall.ENOSPC) || told != 1) || r.s.Err() != nil {
+				t.Fatalf("checkpoint: %v, told %d times, store: %v", err, told, r.s.Err())
+			}
+			r.verify()
+			r.put(write(6, 2))
+			if n%2 == 0 {
+				r.check(r.s.Abandon())
+				r.open()
+				r.verify()
+			}
+			left = 1000
+			r.steps()
+			r.check(r.s.Checkpoint())
+			if r.s.DiskFull() {
+				t.Error("there is space again")
+			}
+			r.verify()
+			r.check(r.s.Close())
+			r.open()
+			r.verify()
+		})
+	}
+}
+
+// When the log is as good as full, too, the replica gives up.
+func TestFullDiskPoisonsWhenTheLogIsFull(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	left := 0
+	r.limit(&left)
+	for r.s.Err() == nil && r.s.RoomFor(60*BlockSize) {
+		r.put(write(r.s.Blocks()-50, 50))
+		r.s.Step()
+	}
+	if !errors.Is(r.s.Err(), syscall.ENOSPC) {
+		t.Errorf("store: %v", r.s.Err())
+	}
+	r.verify()
+}
+
+// written counts what goes to files.
+type written struct {
+	vfs.File
+	n *int64
+}
+
+func (f written) WriteAt(b []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(b, off)
+	*f.n += int64(n)
+	return n, err
+}
+
+type writtenFS struct {
+	vfs.FS
+	n *int64
+}
+
+func (w writtenFS) Open(name string) (vfs.File, error) {
+	f, err := w.FS.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	return written{f, w.n}, nil
+}
+
+// Random writes of 4 KiB, 16 in a frame as at queue depth 32, over a volume much larger than the log: everything that is written,
+// log, image, checksums, regions and meta, is at most 2.2 times what the user wrote.
+func TestBytesWrittenForRandomWrites(t *testing.T) {
+	var n int64
+	id := testIdentity()
+	id.Size = 1 << 30
+	fsys := memfs.New()
+	must(t, Format(fsys, "r", FormatOptions{Identity: id, LogBytes: 64 << 20, SegmentBytes: 4 << 20}))
+	s, err := OpenStore(StoreOptions{FS: writtenFS{fsys, &n}, Dir: "r", Manual: true})
+	must(t, err)
+	defer s.Abandon()
+	var b wal.Builder
+	data, sums := wal.AlignedBuffer(BlockSize), make([]uint32, 1)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	const frames, writes = 1000, 16
+	began := n
+	for range frames {
+		f := frameOf(s, &b, writes, 1, func() uint64 { return rnd.Uint64N(s.Blocks()) }, data, sums)
+		must(t, s.Append(f))
+		must(t, s.log.Err())
+		s.Commit(f.Last())
+		if s.pressed() {
+			must(t, s.Sync())
+			for s.pressed() { // as drive does
+				if did, err := s.step(false); err != nil || !did {
+					must(t, err)
+					break
+				}
+			}
+		}
+	}
+	must(t, s.Checkpoint())
+	per := float64(n-began) / (frames * writes * BlockSize)
+	t.Logf("%.3f bytes written for a byte", per)
+	if per > 2.2 || per < 1.5 {
+		t.Errorf("%.3f bytes written for a byte, at most 2.2 are wanted", per)
+	}
+}
