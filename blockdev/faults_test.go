@@ -121,12 +121,13 @@ func (w *survivor) isPoisoned(cause error) error {
 }
 
 // hasWaited is isPoisoned for a data file that had no space for a while: nobody needed to notice, but for a call that could
-// not be put off.
+// not be put off; or for a cut, because the log had room for less meanwhile and more was committed to make some.
 func (w *survivor) hasWaited(cause error) error {
-	if w.err == nil || w.s == nil || w.s.closed.Load() || w.s.Err() != nil || !errors.Is(w.err, cause) {
-		if w.err == nil {
-			return nil
-		}
+	waited := errors.Is(w.err, cause) || errors.Is(w.err, ErrBelowCommit)
+	if w.err == nil || w.s == nil || w.s.closed.Load() {
+		return nil
+	}
+	if !waited || w.s.Err() != nil {
 		return w.isPoisoned(cause)
 	}
 	defer w.s.Abandon()
