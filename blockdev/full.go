@@ -43,8 +43,8 @@ func (e *noSpaceError) Error() string {
 
 func (e *noSpaceError) Unwrap() error { return e.err }
 
-// refused tells writes that were refused for want of space from those that failed.
-func refused(err error) error {
+// noSpace tells writes that were refused for want of space from those that failed.
+func noSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return &noSpaceError{err}
 	}

@@ -33,7 +33,7 @@ func (p *pacedFile) write(b []byte, off int64) error {
 	for len(b) > 0 {
 		n := min(len(b), paceBytes)
 		if _, err := p.WriteAt(b[:n], off); err != nil {
-			return refused(err)
+			return noSpace(err)
 		}
 		if p.writes == 0 {
 			p.lo, p.hi = off, off
