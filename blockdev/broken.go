@@ -6,7 +6,7 @@ import (
 	"lockstep/wal"
 )
 
-// A frame that went bad in the log after it was committed, and before it was applied, costs what was lost of it, no more (B9).
+// A frame that went bad in the log after it was committed, and before it was applied, costs what was lost of it, no more (B8).
 // What it changed is known without it: the page table has place and sum of every block whose newest version is in it.
 // Those that are still good there are applied as ever. Of the others the image gets the sum alone: such a block
 // reads as corrupt, here and after any crash, until it is repaired with the content that the sum is of.

@@ -69,7 +69,7 @@ func (r *rig) good(block uint64) []byte {
 	return b
 }
 
-// B9: a frame that went bad in the log before it was applied costs its lost blocks, until they are repaired; everything
+// B8: a frame that went bad in the log before it was applied costs its lost blocks, until they are repaired; everything
 // else goes on, also over a crash.
 func TestFrameThatRotsBeforeItIsAppliedCostsOnlyItsLostBlocks(t *testing.T) {
 	for name, c := range map[string]struct {

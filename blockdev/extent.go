@@ -95,7 +95,7 @@ func (w *extentWalk) untouched(b uint64) uint64 {
 }
 
 // noSums tells whether all sums of a page are 0: it is not in memory, and a hole in the file, and so is what it is of in
-// the image (B10).
+// the image (B9).
 func (w *extentWalk) noSums(page int) bool {
 	if w.slow || w.s.sums.pages[page].Load() != nil || w.sums.dataIn(int64(page)*pageSize, int64(page+1)*pageSize) {
 		return false

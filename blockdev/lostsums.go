@@ -8,7 +8,7 @@ import (
 )
 
 // Sums that are lost, or that another page's took the place of, so that they read as zeroes, would turn their blocks into
-// holes. But a block without a sum is a hole or zero in the image too (B10). So where sums are zero and the image is
+// holes. But a block without a sum is a hole or zero in the image too (B9). So where sums are zero and the image is
 // not, blocks have lost their sums. This is looked at when a page of sums is read, and costs one question to the file
 // system for a stretch without sums in a region that was written once; the image is read only where it has data there.
 

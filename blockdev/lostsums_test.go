@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// B10: a stretch of data.crc that reads as zeroes does not turn its blocks into holes.
+// B9: a stretch of data.crc that reads as zeroes does not turn its blocks into holes.
 func TestLostSumsAreCorruptionAndNoHoles(t *testing.T) {
 	for name, size := range map[string]int64{"sector": 512, "page": pageSize} {
 		t.Run(name, func(t *testing.T) {

@@ -26,7 +26,7 @@ const (
 //	meta      one of the two slots                        harmless: there are two
 //	meta      both, at the same place                     refused
 //	data.img  a block that was written                    block bad
-//	data.img  a hole in a region that was ever written    block bad (B10)
+//	data.img  a hole in a region that was ever written    block bad (B9)
 //	data.crc  the sum of any block                        block bad
 //	regions   any entry                                   harmless: it counts as changed
 //	wal       below the checkpoint, behind the end        harmless

@@ -127,7 +127,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // scrubLog verifies the committed frames that are not applied: the others are in the image. What is bad is repaired as
-// far as it can be, and the log is checkpointed beyond it, so that no recovery meets it (B9).
+// far as it can be, and the log is checkpointed beyond it, so that no recovery meets it (B8).
 func (p *pass) scrubLog(ctx context.Context) (bytes int, err error) {
 	s := p.s
 	s.mu.Lock()
