@@ -218,6 +218,15 @@ var handshakeCases = []conformanceCase{
 		r.infos(optGo)
 		r.wantSimple(0, 5)
 	}},
+	{quality, "an option of 100 KiB is refused in step", func(t testing.TB, p *peer) {
+		r := p.dial(t)
+		r.hello(3)
+		r.option(4711, make([]byte, 100<<10))
+		if kind, _ := r.reply(4711); kind != errUnsup && kind != errTooBig && kind != errInvalid {
+			t.Fatalf("reply %#x", kind)
+		}
+		r.goIn()
+	}},
 	{quality, "an option of 4 GiB is not waited for", func(t testing.TB, p *peer) {
 		r := p.dial(t)
 		r.hello(3)

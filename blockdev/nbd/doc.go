@@ -46,10 +46,11 @@
 //	SET_META      10   META_CONTEXT for base:allocation, if asked for by name; ACK. Replaces what was set before
 //	any other          ERR_UNSUP
 //
-// A malformed option gets ERR_INVALID and an option longer than 64 KiB closes the connection. An unknown client flag
-// closes it too. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts are ignored. An
-// export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a
-// reply, so that a client which reconnects tries again.
+// A malformed option gets ERR_INVALID and one of more than 64 KiB ERR_TOO_BIG; more than 32 MiB closes the connection, and
+// so does an unknown client flag. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts
+// are ignored. An export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a reply,
+// so that a client which reconnects tries again. The client sends STRUCTURED, SET_META and GO at once: a failover waits for
+// one round trip.
 //
 // # TLS
 //

@@ -118,6 +118,12 @@ func TestHandshakeOptions(t *testing.T) {
 			r.option(1<<32-1, make([]byte, 64<<10))
 			r.wantReply(1<<32-1, errUnsup)
 		}},
+		{"option longer than the limit", func(r *raw) {
+			r.option(4711, make([]byte, 64<<10+1))
+			r.wantReply(4711, errTooBig)
+			r.option(optGo, make([]byte, 32<<20))
+			r.wantReply(optGo, errTooBig)
+		}},
 		{"starttls", func(r *raw) { r.option(optStartTLS, nil); r.wantReply(optStartTLS, errPolicy) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -146,7 +152,8 @@ func TestHandshakeThatMustEndTheConnection(t *testing.T) {
 		{"unknown client flag", 7, func(*raw) {}},
 		{"all client flags", 1<<32 - 1, func(*raw) {}},
 		{"bad option magic", 3, func(r *raw) { r.send(uint64(magicOption+1), uint32(optList), uint32(0)) }},
-		{"option longer than the limit", 3, func(r *raw) { r.send(uint64(magicOption), uint32(4711), uint32(64<<10+1)) }},
+		{"option too long to be dropped", 3, func(r *raw) { r.send(uint64(magicOption), uint32(4711), uint32(32<<20+1)) }},
+		{"export name longer than the limit", 3, func(r *raw) { r.send(uint64(magicOption), uint32(optExportName), uint32(64<<10+1)) }},
 		{"option of 4 GiB", 3, func(r *raw) { r.send(uint64(magicOption), uint32(optGo), uint32(1<<32-1)) }},
 		{"export name unknown", 3, func(r *raw) { r.option(optExportName, []byte("nope")) }},
 		{"export name refused", 3, func(r *raw) { r.option(optExportName, []byte("forbidden")) }},

@@ -95,6 +95,7 @@ const (
 	maxPayloadBytes    = 64 << 20 // accepted
 	maxStringBytes     = 4096     // export names and descriptions, by the specification
 	maxOptionBytes     = 64 << 10 // data of one option
+	maxDroppedBytes    = 32 << 20 // data of one option that is too big, and dropped
 	maxReplyBytes      = 64 << 10 // data of one option reply, in the client
 	maxOptions         = 64       // options that one handshake may have
 	maxListedExports   = 10_000   // that the client takes from a server

@@ -32,7 +32,7 @@ const (
 	optStructured, optListMeta, optSetMeta                        = 8, 9, 10
 
 	repAck, repServer, repInfo, repMeta                      = 1, 2, 3, 4
-	errTLSReqd                                               = 1<<31 | 5
+	errTLSReqd, errTooBig                                    = 1<<31 | 5, 1<<31 | 9
 	errUnsup, errPolicy, errInvalid, errUnknown, errShutdown = 1<<31 | 1, 1<<31 | 2, 1<<31 | 3, 1<<31 | 6, 1<<31 | 7
 
 	cmdRead, cmdWrite, cmdDisc, cmdFlush, cmdTrim, cmdCache, cmdZeroes, cmdStatus = 0, 1, 2, 3, 4, 5, 6, 7

@@ -36,17 +36,21 @@ func (c *conn) handshake() error {
 
 	for range maxOptions {
 		option, data, err := c.readOption()
-		if err != nil {
+		tooBig := errors.Is(err, errTooBig)
+		if err != nil && !tooBig {
 			return err
 		}
-		if done, err := c.answer(ctx, option, data); done || err != nil {
+		if done, err := c.answer(ctx, option, data, tooBig); done || err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("nbd: client sent %d options without coming to an end", maxOptions)
 }
 
-// readOption receives an option with its data.
+// errTooBig says that an option's data was dropped.
+var errTooBig = errors.New("option with too much data")
+
+// readOption receives an option with its data. Too much of it is dropped, as far as that is still reasonable.
 func (c *conn) readOption() (option uint32, data []byte, err error) {
 	p, err := c.in.need(optionHeaderBytes)
 	if err != nil {
@@ -57,8 +61,14 @@ func (c *conn) readOption() (option uint32, data []byte, err error) {
 	if magic != protocol.NEGOTIATION_MAGIC_OPTION {
 		return 0, nil, fmt.Errorf("nbd: protocol error: option magic is %#016x", magic)
 	}
-	if length > maxOptionBytes {
+	switch {
+	case length > maxDroppedBytes || length > maxOptionBytes && option == optExportName: // which has no error reply
 		return 0, nil, fmt.Errorf("nbd: option %d has %d bytes, the limit is %d", option, length, maxOptionBytes)
+	case length > maxOptionBytes:
+		if err := c.in.discard(uint64(length)); err != nil {
+			return 0, nil, fmt.Errorf("nbd: read option %d: %w", option, err)
+		}
+		return option, nil, errTooBig
 	}
 	data = make([]byte, length)
 	if err := c.in.readFull(data); err != nil {
@@ -67,8 +77,8 @@ func (c *conn) readOption() (option uint32, data []byte, err error) {
 	return option, data, nil
 }
 
-// answer does what an option asks for. done means that the handshake is over.
-func (c *conn) answer(ctx context.Context, option uint32, data []byte) (done bool, err error) {
+// answer does what an option asks for, unless its data was tooBig. done means that the handshake is over.
+func (c *conn) answer(ctx context.Context, option uint32, data []byte, tooBig bool) (done bool, err error) {
 	if c.srv.isStopping() && option != protocol.NEGOTIATION_ID_OPTION_ABORT && option != optExportName {
 		return false, c.reply(option, repErrShutdown, "the server is shutting down")
 	}
@@ -80,6 +90,9 @@ func (c *conn) answer(ctx context.Context, option uint32, data []byte) (done boo
 		default:
 			return false, c.reply(option, repErrTLSReqd, "begin with STARTTLS: this server serves encrypted connections only")
 		}
+	}
+	if tooBig {
+		return false, c.reply(option, repErrTooBig, "the option has too much data")
 	}
 	switch option {
 	case optStartTLS:
