@@ -13,6 +13,9 @@ import (
 // zeroChunkBytes is how many zeroes go into a backend with one call.
 const zeroChunkBytes = 64 << 10
 
+// completeBytes is how much data may be waiting for its replies: they are sent while it is in the processor's cache.
+const completeBytes = 256 << 10
+
 // backendDevice is a go-nbd backend as a Device. It keeps no sessions apart and fences nobody.
 type backendDevice struct {
 	backend backend.Backend
@@ -51,16 +54,23 @@ type backendSession struct {
 	closed atomic.Bool
 }
 
-// Submit does the requests one by one and completes them together. As only one goroutine submits, and it is the one
-// that closes the session, there is nothing under way when Close returns.
+// Submit does the requests one by one and completes them together, a cache full of data at a time. As only one goroutine
+// submits, and it is the one that closes the session, there is nothing under way when Close returns.
 func (s *backendSession) Submit(burst []*blockdev.Request) {
 	if s.closed.Load() {
 		return
 	}
-	for _, r := range burst {
+	from, bytes := 0, 0
+	for i, r := range burst {
 		r.Err = s.device.do(r)
+		if bytes += len(r.Data); bytes >= completeBytes {
+			s.client.Complete(burst[from : i+1])
+			from, bytes = i+1, 0
+		}
 	}
-	s.client.Complete(burst)
+	if from < len(burst) {
+		s.client.Complete(burst[from:])
+	}
 }
 
 func (s *backendSession) Close() { s.closed.Store(true) }

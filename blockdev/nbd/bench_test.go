@@ -23,7 +23,7 @@ type loader struct {
 
 func newLoader(t testing.TB, addr string, depth int) *loader {
 	t.Helper()
-	c, err := nbd.Dial(context.Background(), addr, nbd.ClientOptions{MaxInFlight: depth})
+	c, err := nbd.Dial(context.Background(), addr, nbd.ClientOptions{Export: "disk", MaxInFlight: depth})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestRequestsAllocateNothing(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	const depth, n = 32, 3200
-	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Device: memory(t, 16<<20)}}})
+	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "disk", Device: memory(t, 16<<20)}}})
 	for _, op := range []blockdev.Op{blockdev.OpRead, blockdev.OpWrite} {
 		l := newLoader(t, addr, depth)
 		burst := requests(op, depth, 4096)
@@ -90,7 +90,7 @@ func TestRequestsAllocateNothing(t *testing.T) {
 
 func benchmark(b *testing.B, op blockdev.Op, depth, size int) {
 	const disk = 64 << 20
-	_, addr := serve(b, nbd.ServerOptions{Exporter: exports{{Device: memory(b, disk)}}})
+	_, addr := serve(b, nbd.ServerOptions{Exporter: exports{{Name: "disk", Device: memory(b, disk)}}})
 	fill(b, addr, disk)
 	l := newLoader(b, addr, depth)
 	burst := requests(op, depth, size)
@@ -105,7 +105,7 @@ func benchmark(b *testing.B, op blockdev.Op, depth, size int) {
 
 // fill writes data, as reads of zeroes are answered without.
 func fill(b *testing.B, addr string, size int) {
-	d := openDisk(b, addr, "")
+	d := openDisk(b, addr, "disk")
 	for at := 0; at < size; at += 16 << 20 {
 		if _, err := d.WriteAt(bytes.Repeat([]byte("data"), 4<<20), int64(at)); err != nil {
 			b.Fatal(err)

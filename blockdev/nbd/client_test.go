@@ -437,7 +437,7 @@ func TestRequestsWaitForSlotsInOrder(t *testing.T) {
 // A slot whose answer overtook the end of its sending is used for the next request that waits: nothing gets stuck when
 // all the others are answered by then.
 func TestSlotsThatBecomeFreeLateAreUsed(t *testing.T) {
-	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Device: memory(t, testSize)}}})
+	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "disk", Device: memory(t, testSize)}}})
 	l := newLoader(t, addr, 2)
 	finished := make(chan struct{})
 	go func() {

@@ -156,7 +156,9 @@ func TestConformanceOfACluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cluster.Start(t.Context(), cluster.Options{Binary: binary, Dir: t.TempDir(), Volume: "disk", Size: fmt.Sprint(diskSize)})
+	c, err := cluster.Start(t.Context(), cluster.Options{
+		Binary: binary, Dir: t.TempDir(), Volume: "disk", Size: fmt.Sprint(diskSize), NodeArgs: []string{"--log-size", "256M"},
+	})
 	if c != nil {
 		t.Cleanup(c.KillAll)
 	}

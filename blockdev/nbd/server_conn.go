@@ -76,13 +76,14 @@ type conn struct {
 
 	outbox
 	// The outbox's mu guards these too.
-	free     []uint32 // slots that spare gets next
-	released int64    // bytes of all tickets ever freed
-	returned uint64   // tickets ever freed
-	waiting  bool     // the reader waits for changed
-	holding  bool     // the reader is in Session.Submit
-	held     int      // replies held back meanwhile
-	heldAt   time.Time
+	free      []uint32 // slots that spare gets next
+	released  int64    // bytes of all tickets ever freed
+	returned  uint64   // tickets ever freed
+	waiting   bool     // the reader waits for changed
+	holding   bool     // the reader is in Session.Submit
+	held      int      // replies held back meanwhile
+	heldBytes int      // data of the requests that they answer
+	heldAt    time.Time
 }
 
 func newConn(s *Server, sock *socket, client string) *conn {

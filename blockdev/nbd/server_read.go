@@ -225,7 +225,7 @@ func (c *conn) submit() {
 		began := time.Now()
 		c.mu.Lock()
 		dead := c.dead
-		c.holding, c.held, c.heldAt = true, 0, began
+		c.holding, c.held, c.heldBytes, c.heldAt = true, 0, 0, began
 		c.mu.Unlock()
 		if dead == nil {
 			c.count()

@@ -9,11 +9,12 @@ import (
 	"lockstep/blockdev"
 )
 
-// How long and how many replies are held back while the reader is in Session.Submit. A Submit that blocks, on
-// back-pressure, must not keep the replies of others for long.
+// How long, how many and how large replies are held back while the reader is in Session.Submit. A Submit that blocks, on
+// back-pressure, must not keep the replies of others for long; and data is best sent while it is in the processor's cache.
 const (
 	holdTime    = 100 * time.Microsecond
 	holdReplies = 64
+	holdBytes   = 256 << 10
 )
 
 const (
@@ -25,6 +26,7 @@ const (
 func (c *conn) Complete(done []*blockdev.Request) {
 	var closed error
 	now := clock()
+	size := 0
 	for _, r := range done {
 		t := &c.tickets[r.Tag]
 		if &t.req != r || !t.inDevice {
@@ -36,6 +38,7 @@ func (c *conn) Complete(done []*blockdev.Request) {
 			closed = r.Err // N4
 		}
 		c.prepare(t, r.Err)
+		size += len(r.Data)
 	}
 	c.mu.Lock()
 	if closed == nil {
@@ -46,7 +49,7 @@ func (c *conn) Complete(done []*blockdev.Request) {
 	switch {
 	case closed != nil:
 		c.dieLocked(closed) // nor do the others of the batch leave: the client retries them all alike
-	case c.holding && c.stillHoldLocked(len(done)):
+	case c.holding && c.stillHoldLocked(len(done), size):
 	default:
 		c.flushLocked()
 	}
@@ -56,11 +59,11 @@ func (c *conn) Complete(done []*blockdev.Request) {
 	}
 }
 
-// stillHoldLocked counts n replies against what is held back.
-func (c *conn) stillHoldLocked(n int) bool {
-	c.held += n
-	if c.held >= holdReplies || time.Since(c.heldAt) > holdTime {
-		c.held = 0
+// stillHoldLocked counts n replies, to requests with so much data, against what is held back.
+func (c *conn) stillHoldLocked(n, size int) bool {
+	c.held, c.heldBytes = c.held+n, c.heldBytes+size
+	if c.held >= holdReplies || c.heldBytes >= holdBytes || time.Since(c.heldAt) > holdTime {
+		c.held, c.heldBytes = 0, 0
 		return false
 	}
 	return true
@@ -153,8 +156,9 @@ func (c *conn) replyLocked(t *ticket) {
 // ticketSent frees a ticket whose reply is in the socket.
 func (c *conn) ticketSent(m *message) {
 	t := &c.tickets[m.slot]
-	if m != &t.message {
-		return // the rest is still to come
+	if m != &t.message { // the rest is still to come
+		m.payload = nil
+		return
 	}
 	t.letGo(&c.srv.pool)
 	c.free = append(c.free, m.slot)
