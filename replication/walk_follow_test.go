@@ -151,6 +151,9 @@ func (r *wReplica) handle(f *wFollow) {
 		}
 		r.log = append(r.log, m.entry)
 		r.core.Appended(wal.LSN(len(r.log)))
+		if w.mutant == "applyearly" {
+			r.follows(f, wMsg{typ: msgConfirm, commit: wal.LSN(len(r.log))})
+		}
 		f.dirty = f.dirty || w.always() || m.entry.val == 0
 	case msgConfirm:
 		r.follows(f, m)
@@ -348,6 +351,8 @@ func (r *wReplica) acked(s *wStream, c *wConn, m wMsg) {
 		}
 	case "ackwritten":
 		a.Durable = a.Written
+	case "notenure":
+		a.Tenure = r.core.View().Tenure
 	case "leasefromack":
 		if a.Lease != 0 {
 			a.Lease += a.At - r.core.lease.at

@@ -45,6 +45,9 @@ func (r *wReplica) crash() {
 	if w.mutant == "forgetview" {
 		r.view = viewsvc.View{}
 	}
+	if w.mutant == "blank" {
+		r.log, r.durable, r.applied, r.seen, r.copying = nil, 0, 0, 0, false
+	}
 	r.log = slices.Clone(r.log)
 	r.applied = min(r.applied, len(r.log))
 	r.known = max(r.applied, min(r.seen, len(r.log)))
