@@ -45,6 +45,9 @@
 //	Confirm   primary  commit LSN, nonce; may ask for a sync or a  Ack with the nonce, and what was granted
 //	                   grant, or return all grants
 //	View      primary  the next view of the same tenure
+//	Digest    primary  a region's number, crc of its sums, commit  Sums
+//	Sums      peer     nothing if its sums are the same, else they
+//	Mend      primary  a block's content as of the commit LSN
 //	Fetch     primary  a block's number, on a connection of its own  Block
 //	Block     backup   its content as of an LSN
 //	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant
@@ -82,6 +85,9 @@
 //     its own tenure, which have every claim that was made before.
 //  8. Handover. The primary takes no new writes, waits until the successor has everything, returns its grants, and when
 //     the successor has heard of that proposes it. No timeout is involved.
+//  9. Verify (ordered by an operator). The primary sends digests of the regions' checksums down its streams, each taken and
+//     queued under the lock under which commit moves, so that a member compares it with its own committed state as of
+//     the very same LSN. What differs is replaced by what most members have, else by what the primary has.
 //
 // # Leases
 //

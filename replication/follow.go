@@ -185,11 +185,11 @@ func (f *follower) begin(m msg) error {
 		if f.started {
 			return fmt.Errorf("%w: type %d in the middle of a stream", errWire, m.Type)
 		}
-	case msgRegion, msgSessions, msgCopyDone, msgAppend, msgConfirm:
+	case msgRegion, msgSessions, msgCopyDone, msgAppend, msgConfirm, msgDigest, msgMend:
 		if !f.started {
 			return fmt.Errorf("%w: type %d before the start of a stream", errWire, m.Type)
 		}
-	case msgHello, msgWelcome, msgStale, msgView, msgAck, msgFetch, msgBlock:
+	case msgHello, msgWelcome, msgStale, msgView, msgAck, msgFetch, msgBlock, msgSums:
 		return fmt.Errorf("%w: type %d from a primary", errWire, m.Type)
 	}
 	return nil

@@ -29,6 +29,10 @@ func (f *follower) handle(m msg, body []byte) error {
 		return nil
 	case msgCopyDone:
 		return f.onCopyDone(m.Commit)
+	case msgDigest:
+		return f.onDigest(m)
+	case msgMend:
+		return f.onMend(m, body)
 	case msgAppend:
 		return f.onAppend(m, body)
 	case msgConfirm:

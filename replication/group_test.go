@@ -24,10 +24,11 @@ type group struct {
 	ended  chan struct{}
 	tended chan struct{}
 
-	mu   sync.Mutex // guards everything below
-	view viewsvc.View
-	all  map[viewsvc.ReplicaID]*groupReplica
-	pins int // while > 0 the view service makes no views by itself
+	mu    sync.Mutex // guards everything below
+	view  viewsvc.View
+	all   map[viewsvc.ReplicaID]*groupReplica
+	check *viewsvc.CheckOrder
+	pins  int // while > 0 the view service makes no views by itself
 }
 
 type groupOptions struct {
@@ -133,8 +134,13 @@ func (g *group) start(id viewsvc.ReplicaID) {
 				defer c.Close()
 				rd := newReader(c)
 				var h hello
-				if m, body, err := rd.next(); err == nil && m.Type == msgHello && decodeJSON(body, &h) == nil {
+				m, body, err := rd.next()
+				if err == nil && m.Type == msgHello && decodeJSON(body, &h) == nil {
 					made.ServeStream(c, rd, h)
+				}
+				var f fetch
+				if err == nil && m.Type == msgFetch && decodeJSON(body, &f) == nil {
+					made.ServeFetch(c, f)
 				}
 			})
 		}
@@ -278,14 +284,14 @@ func (g *group) orders() {
 	if g.pins == 0 {
 		g.failOverLocked(reports)
 	}
-	view := g.view
+	view, check := g.view, g.check
 	var hear []*Replica
 	for id := range reports {
 		hear = append(hear, g.all[id].r)
 	}
 	g.mu.Unlock()
 	for _, r := range hear {
-		o := viewsvc.VolumeOrders{Volume: g.volume, Replica: r.ID(), View: view, Peers: peers}
+		o := viewsvc.VolumeOrders{Volume: g.volume, Replica: r.ID(), View: view, Peers: peers, Check: check}
 		if r.ID() == view.Primary {
 			o.Recruit = recruits
 		}

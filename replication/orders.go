@@ -89,6 +89,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	} else {
 		r.core.CancelHandover()
 	}
+	r.checkOrdered(o.Check)
 	r.settle(&a)
 	r.work.Broadcast()
 }
@@ -119,6 +120,10 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 		rep.Role = viewsvc.RoleRecovering
 	case StatePoisoned:
 		rep.Role = viewsvc.RolePoisoned
+	}
+	if r.checked.ID != 0 {
+		c := r.checked
+		rep.Check = &c
 	}
 	if r.failed != nil {
 		rep.Error = r.failed.Error()

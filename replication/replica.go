@@ -101,11 +101,13 @@ type Replica struct {
 	peers      map[viewsvc.ReplicaID]viewsvc.Peer
 	askSync    bool // a flush waits: ask the peers to sync with the next Confirm
 
-	follower *follower // the stream that this replica follows
-	holding  bool      // writes are slowed down for a learner
-	failed   error     // why it is poisoned
-	closed   bool
-	pool     sync.Pool // of *frameBuf
+	follower  *follower           // the stream that this replica follows
+	checked   viewsvc.CheckReport // of the check that was ordered last
+	comparing *comparison         // of members, under way
+	holding   bool                // writes are slowed down for a learner
+	failed    error               // why it is poisoned
+	closed    bool
+	pool      sync.Pool // of *frameBuf
 }
 
 // OpenReplica starts a replica on an opened store. It takes part at once: as a follower when a primary calls

@@ -277,6 +277,7 @@ func TestSuccessorOpensWhenItsPromiseIsOver(t *testing.T) {
 func TestWithoutReadsASuccessorOpensAtOnce(t *testing.T) {
 	bubble(t, 2, groupOptions{}, func(g *group, _ *memNet) {
 		g.mustComplete(g.attachTo(g.open(2)), writeVersion(0, 1))
+		time.Sleep(time.Second) // an idle volume does not ask either
 		at := time.Now()
 		g.kill("a")
 		g.open(1)

@@ -280,6 +280,11 @@ func (s *stream) readAcks(rd *reader, id uint64) error {
 		switch m.Type {
 		case msgStale:
 			return s.stale(body)
+		case msgSums:
+			if err := r.digestAnswered(s.peer, m, body); err != nil {
+				return err
+			}
+			continue
 		case msgAck:
 		default:
 			return fmt.Errorf("%w: type %d from a peer", errWire, m.Type)

@@ -24,8 +24,8 @@ import (
 //	10      2     zero
 //	12      4     length of the body
 //	16      8     view number of the sender
-//	24      8     a: Ack written LSN; Start common point; Region number; Block as-of LSN
-//	32      8     b: Ack durable LSN; Region as-of LSN; Start and Copy the primary's log end; Confirm length of the grant, ns
+//	24      8     a: Ack written LSN; Start common point; Region, Digest and Sums number; Mend block; Block as-of LSN
+//	32      8     b: Ack durable LSN; Region as-of LSN; Digest crc32c of the region's sums; Start and Copy the primary's log end; Confirm length of the grant, ns
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
 //	48      8     nonce
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
@@ -64,6 +64,9 @@ const (
 	msgFetch    msgType = 12
 	msgBlock    msgType = 13
 	msgSessions msgType = 14
+	msgDigest   msgType = 15
+	msgSums     msgType = 16
+	msgMend     msgType = 17
 )
 
 // flagSync on a Confirm asks the peer to sync its log before it answers.
@@ -148,7 +151,7 @@ func parseMsg(b []byte) (msg, error) {
 		BodySum: le.Uint32(b[56:]), Lease: le.Uint64(b[64:])}
 	limit := uint32(0)
 	switch m.Type {
-	case msgHello, msgWelcome, msgStale, msgCopy, msgView, msgFetch, msgBlock:
+	case msgHello, msgWelcome, msgStale, msgCopy, msgView, msgFetch, msgBlock, msgSums, msgMend:
 		limit = maxControlBody
 	case msgAppend:
 		limit = maxFrameBody
@@ -156,7 +159,7 @@ func parseMsg(b []byte) (msg, error) {
 		limit = maxRegionBody
 	case msgSessions:
 		limit = maxSessionsBody
-	case msgStart, msgCopyDone, msgConfirm, msgAck:
+	case msgStart, msgCopyDone, msgConfirm, msgAck, msgDigest:
 	default:
 		return msg{}, fmt.Errorf("%w: unknown type %d", errWire, m.Type)
 	}

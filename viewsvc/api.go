@@ -39,6 +39,7 @@ func newHTTPServer(s *Server) *http.Server {
 	handle(routes, s, "DELETE /v1/volumes/{name}", s.handleDelete)
 	handle(routes, s, "POST /v1/volumes/{name}/handover", s.handleHandover)
 	handle(routes, s, "POST /v1/volumes/{name}/resume", s.handleResume)
+	handle(routes, s, "POST /v1/volumes/{name}/check", s.handleCheck)
 	handle(routes, s, "POST /v1/volumes/{name}/force", s.handleForce)
 	handle(routes, s, "POST /v1/volumes/{name}/claim", s.handleClaim)
 	routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -290,6 +291,14 @@ func (s *Server) handleForce(r *http.Request, req operatorRequest) (View, error)
 
 func (s *Server) handleResume(r *http.Request, _ operatorRequest) (none, error) {
 	return none{}, s.withMonitor(func(m *Monitor) error { return m.OrderResume(r.PathValue("name")) })
+}
+
+func (s *Server) handleCheck(r *http.Request, req CheckOrder) (CheckOrder, error) {
+	err := s.withMonitor(func(m *Monitor) (err error) {
+		req, err = m.OrderCheck(r.PathValue("name"), req.Scrub)
+		return err
+	})
+	return req, err
 }
 
 // handleHandover gives the order and waits for the view that comes of it.

@@ -222,6 +222,20 @@ func (c *Client) Resume(ctx context.Context, name string) error {
 	return nil
 }
 
+// Check orders the primary to compare the members' checksums and mend what differs, or every replica to scrub. What comes
+// of it is in the replicas' reports, with the ID that is returned.
+func (c *Client) Check(ctx context.Context, name string, scrub bool) (id uint64, err error) {
+	var made CheckOrder
+	ctx, cancel := context.WithTimeout(ctx, c.opt.CallTimeout)
+	defer cancel()
+	path := "/v1/volumes/" + url.PathEscape(name) + "/check"
+	err = c.do(ctx, c.calls, call{method: http.MethodPost, path: path, in: CheckOrder{Scrub: scrub}, out: &made, patience: answerTimeout})
+	if err != nil {
+		return 0, fmt.Errorf("check volume %s: %w", name, err)
+	}
+	return made.ID, nil
+}
+
 // Force makes node's replica the only member, whatever it holds. Acknowledged writes that it lacks are lost;
 // the view's DataLossGen records that.
 func (c *Client) Force(ctx context.Context, name string, node NodeID, reason string) (View, error) {

@@ -72,6 +72,7 @@
 //	DELETE /v1/volumes/V
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most
 //	POST   /v1/volumes/V/resume
+//	POST   /v1/volumes/V/check     {scrub} → {id}               its outcome is in the replicas' reports
 //	POST   /v1/volumes/V/force         {node, reason} → View
 //	POST   /v1/volumes/V/claim         ClaimChange → Claim        who has the volume for itself (claim.go)
 //

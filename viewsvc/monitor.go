@@ -86,6 +86,7 @@ type volumeWatch struct {
 	lacking  map[NodeID]*timer
 	recruits []ReplicaID
 	handover handoverOrder
+	check    *CheckOrder
 	resumed  ViewNum // the tenure that an operator wants resumed
 
 	news   uint64

@@ -15,6 +15,9 @@ func (m *Monitor) endOrders(v *volumeState, w *volumeWatch) {
 	if h.to != "" && (h.tenure != v.View.Tenure || m.now >= h.until || !v.View.Has(h.to) || !m.healthy(v, h.to)) {
 		w.handover = handoverOrder{}
 	}
+	if w.check != nil && m.checkDone(v, w.check) {
+		w.check = nil
+	}
 	if w.resumed != 0 {
 		rep, ok := m.report(v, v.View.Primary)
 		if w.resumed != v.View.Tenure || ok && rep.Role != RoleHeld {

@@ -79,6 +79,9 @@ func (m *Monitor) perhapsAlive(v *volumeState, r ReplicaID) bool {
 // ordersFor is what a node is to know and do about a volume.
 func (m *Monitor) ordersFor(v *volumeState, w *volumeWatch, a Assignment, peers []Peer) VolumeOrders {
 	o := VolumeOrders{Volume: v.Volume, Replica: a.Replica, View: v.View, Peers: peers, Delete: v.Deleting}
+	if c := w.check; c != nil && a.Replica != "" && (a.Replica == v.View.Primary || c.Scrub) {
+		o.Check = c
+	}
 	if a.Replica != "" && a.Replica == v.View.Primary && !w.refused && !v.Deleting {
 		o.Recruit = w.recruits
 		o.Handover = w.handover.to

@@ -86,21 +86,38 @@ const (
 
 // ReplicaReport is what a node says of one of its replicas in each ping.
 type ReplicaReport struct {
-	Volume    VolumeID    `json:"volume"`
-	Replica   ReplicaID   `json:"replica"`
-	Role      Role        `json:"role"`
-	View      ViewNum     `json:"view"` // newest that it has on stable storage
-	Tenure    ViewNum     `json:"tenure"`
-	LogEnd    uint64      `json:"log_end"` // LSNs
-	Commit    uint64      `json:"commit"`
-	Applied   uint64      `json:"applied"`
-	Suspect   bool        `json:"suspect"`             // may have lost acknowledged writes (flush mode, machine crash)
-	Error     string      `json:"error,omitempty"`     // why it is poisoned
-	Dead      []ReplicaID `json:"dead,omitempty"`      // peers whose node refuses connections, seen by this replica
-	Learners  []Progress  `json:"learners,omitempty"`  // primary only
-	BytesLeft uint64      `json:"bytes_left"`          // what this member lacks, estimated; primary's view of it
-	Lag       []Progress  `json:"lag,omitempty"`       // primary only: the backups' progress
-	OldestIO  int64       `json:"oldest_io,omitempty"` // age of the oldest pending log write, ms (hazard 10)
+	Volume    VolumeID     `json:"volume"`
+	Replica   ReplicaID    `json:"replica"`
+	Role      Role         `json:"role"`
+	View      ViewNum      `json:"view"` // newest that it has on stable storage
+	Tenure    ViewNum      `json:"tenure"`
+	LogEnd    uint64       `json:"log_end"` // LSNs
+	Commit    uint64       `json:"commit"`
+	Applied   uint64       `json:"applied"`
+	Suspect   bool         `json:"suspect"`             // may have lost acknowledged writes (flush mode, machine crash)
+	Error     string       `json:"error,omitempty"`     // why it is poisoned
+	Dead      []ReplicaID  `json:"dead,omitempty"`      // peers whose node refuses connections, seen by this replica
+	Learners  []Progress   `json:"learners,omitempty"`  // primary only
+	BytesLeft uint64       `json:"bytes_left"`          // what this member lacks, estimated; primary's view of it
+	Lag       []Progress   `json:"lag,omitempty"`       // primary only: the backups' progress
+	Check     *CheckReport `json:"check,omitempty"`     // of the check that it was ordered last
+	OldestIO  int64        `json:"oldest_io,omitempty"` // age of the oldest pending log write, ms (hazard 10)
+}
+
+// CheckOrder orders the primary to compare the members' checksums and mend what differs, or every replica to scrub.
+type CheckOrder struct {
+	ID    uint64 `json:"id"`
+	Scrub bool   `json:"scrub,omitempty"`
+}
+
+// CheckReport is what became of a CheckOrder.
+type CheckReport struct {
+	ID       uint64 `json:"id"`
+	Blocks   uint64 `json:"blocks"`   // looked at so far
+	Bad      uint64 `json:"bad"`      // blocks that differed, or did not fit their checksums
+	Repaired uint64 `json:"repaired"` // of those
+	Finished bool   `json:"finished"`
+	Error    string `json:"error,omitempty"` // why it ended before everything was looked at
 }
 
 // Progress is how far the primary has brought another replica.
@@ -145,7 +162,8 @@ type VolumeOrders struct {
 	Recruit  []ReplicaID `json:"recruit,omitempty"`  // to the primary: bring these up to date and propose to add them
 	Handover ReplicaID   `json:"handover,omitempty"` // to the primary: hand the volume over to this member
 	Resume   bool        `json:"resume,omitempty"`   // to a held primary: an operator accepts what was lost
-	Delete   bool        `json:"delete,omitempty"`   // the volume was deleted; so may be the copy
+	Check    *CheckOrder `json:"check,omitempty"`
+	Delete   bool        `json:"delete,omitempty"` // the volume was deleted; so may be the copy
 }
 
 // Peer is where a replica is.

@@ -18,7 +18,7 @@
 // # Operator's commands
 //
 //	lockstep volume create|list|show|resume|force|detach-all|delete
-//	lockstep status, lockstep views, lockstep events, lockstep handover
+//	lockstep status, lockstep views, lockstep events, lockstep handover, lockstep verify, lockstep scrub
 //
 // They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is that of the `lockstep dev`
 // in the working directory, else of one at its usual port (127.0.0.1:7400). The roles have no such last resort: a node

@@ -45,7 +45,7 @@ Begin with: lockstep dev`,
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
 	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))
-	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env), newHandover(env))
+	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env), newHandover(env), newVerify(env), newScrub(env))
 	addGroup(root, "repair", "Inspection:", newWAL(env))
 	return root
 }
