@@ -14,6 +14,7 @@ import (
 
 	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
+	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
 	"lockstep/wal/vfs"
 )
@@ -78,6 +79,7 @@ type Node struct {
 	peers  net.Listener
 	nbd    *nbd.Server
 	nbdAt  net.Listener
+	local  net.Listener    // nbdAt for those on the same host; nil if there is no such thing here
 	ctx    context.Context // ends with Close, or when the node cannot go on
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
@@ -123,6 +125,8 @@ func (n *Node) start() (err error) {
 	if n.nbdAt, err = net.Listen("tcp", n.opts.NBD); err != nil {
 		return fmt.Errorf("node: listen for NBD clients: %w", err)
 	}
+	// Without it gateways use TCP: no reason to fail.
+	n.local, _ = net.Listen("unix", exportname.LocalSocket(n.nbdAt.Addr().String()))
 	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD, TLS: n.opts.NBDTLS})
 	if err != nil {
 		return err
@@ -132,11 +136,16 @@ func (n *Node) start() (err error) {
 	}
 	n.run(n.acceptPeers) // each ends with Close
 	n.run(n.pingLoop)
-	n.run(func() {
-		if err := n.nbd.Serve(n.nbdAt); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
-			n.cancel(fmt.Errorf("node: serve NBD clients: %w", err))
+	for _, l := range []net.Listener{n.nbdAt, n.local} {
+		if l == nil {
+			continue
 		}
-	})
+		n.run(func() {
+			if err := n.nbd.Serve(l); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
+				n.cancel(fmt.Errorf("node: serve NBD clients: %w", err))
+			}
+		})
+	}
 	return nil
 }
 
@@ -185,7 +194,7 @@ func (n *Node) shut() error {
 	if n.nbd != nil {
 		errs = append(errs, n.nbd.Close())
 	}
-	for _, l := range []net.Listener{n.peers, n.nbdAt} {
+	for _, l := range []net.Listener{n.peers, n.nbdAt, n.local} {
 		if l != nil {
 			l.Close()
 		}

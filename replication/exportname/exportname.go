@@ -1,4 +1,4 @@
-// Package exportname says how a gateway tells a node, inside an NBD export name, on whose behalf it connects.
+// Package exportname says where a gateway meets a node, and how a gateway tells a node, inside an NBD export name, on whose behalf it connects.
 //
 // NBD has no field for a client's identity, and a primary needs one: a connection must fence the earlier ones of
 // the same client before it is served, or a request left unread in an old socket is carried out after its own
@@ -147,3 +147,9 @@ func CheckSession(session string) error {
 	}
 	return nil
 }
+
+// LocalSocket is the unix socket at which a node that serves NBD at a TCP address serves it, too, for gateways on the
+// same host: they are spared the network's layers. It is in Linux's abstract namespace, which belongs to the network
+// namespace as the address does: who finds a socket there has found the node of that address, and it goes with the
+// node's process. It is as open as the address is to those on the host.
+func LocalSocket(addr string) string { return "@lockstep-nbd/" + addr }

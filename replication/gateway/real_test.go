@@ -3,11 +3,13 @@ package gateway
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"lockstep/blockdev/nbd"
 	"lockstep/replication"
+	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
 )
 
@@ -189,4 +192,43 @@ func (c *rawClient) write(b byte) error {
 		return fmt.Errorf("NBD error %d", e)
 	}
 	return nil
+}
+
+// TestGatewayPrefersTheSocketOnItsHost also sees that the network is used where there is no socket.
+func TestGatewayPrefersTheSocketOnItsHost(t *testing.T) {
+	node, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	local, err := net.Listen("unix", exportname.LocalSocket(node.Addr().String()))
+	if err != nil {
+		t.Skipf("no abstract sockets here: %v", err)
+	}
+	seen := make(chan string, 2)
+	for _, l := range []net.Listener{node, local} {
+		go func() { // ends when its listener is closed
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				seen <- l.Addr().Network()
+				c.Close()
+			}
+		}()
+	}
+	from := func() string {
+		if _, err := connect(t.Context(), node.Addr().String(), nbd.ClientOptions{}); !errors.Is(err, nbd.ErrHungUp) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+			t.Fatal(err)
+		}
+		return <-seen
+	}
+	if got := from(); got != "unix" {
+		t.Errorf("it came by %s", got)
+	}
+	local.Close()
+	if got := from(); got != "tcp" {
+		t.Errorf("without the socket it came by %s", got)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"lockstep/blockdev"
@@ -201,7 +202,7 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 		opts.DialTimeout = min(nbd.DefaultDialTimeout, t/timeoutParts)
 		opts.HandshakeTimeout = min(nbd.DefaultHandshakeTimeout, t/timeoutParts)
 	}
-	conn, err := nbd.Dial(ctx, r.addr, opts)
+	conn, err := connect(ctx, r.addr, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -214,6 +215,21 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 		return nil, errors.New("gateway: the primary does not tell of holes; it is of an older version")
 	}
 	return conn, nil
+}
+
+// connect goes to a node by the socket that it has for those on its host, if this is it, and else by TCP.
+func connect(ctx context.Context, addr string, opts nbd.ClientOptions) (*nbd.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nbd.Dial(ctx, addr, opts) // it is a socket already
+	}
+	d := net.Dialer{Timeout: opts.DialTimeout}
+	nc, err := d.DialContext(ctx, "unix", exportname.LocalSocket(addr))
+	if err != nil {
+		return nbd.Dial(ctx, addr, opts)
+	}
+	opts.ServerName = host
+	return nbd.NewConn(ctx, nc, opts)
 }
 
 // begin starts transmission: what is in flight is sent again (G2), and then the connection takes new requests.
