@@ -5,7 +5,8 @@
 // It promises: a frame is there whole or not at all; after any crash the log is a prefix of what was appended that
 // holds everything that Sync or Open called durable; what was cut never comes back; damage to what was durable is
 // reported, never skipped. It does not promise to find a last frame that was lost together with every trace of it
-// (nobody but its owner knows that it was there: Start.Durable, and the other replicas), nor does it repair.
+// (nobody but its owner knows that it was there: Start.Durable, and the other replicas), nor does it repair by itself: Restore
+// puts back what the owner has got from elsewhere.
 //
 // # The pool
 //
@@ -93,6 +94,7 @@
 //	Cut       (1) one sector, the end mark, is written where the log is to end, and synced: before that the old log, from
 //	          then on the cut one. (2) The headers of the cut frames are erased and synced: recovery finds the mark and does
 //	          the rest. (3) The mark is erased and synced: it is there or not, and there is nothing behind it.
+//	Restore   payload as it was, or still bad; the frame's other blocks and its header are not touched.
 //	Open      it cuts in the same way; a second one comes to the same end.
 //	Reset     the owner's Start with Blank is stable before it begins: recovery does it over.
 package wal

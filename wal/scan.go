@@ -1,6 +1,10 @@
 package wal
 
-import "fmt"
+import (
+	"fmt"
+
+	"lockstep/wal/vfs"
+)
 
 // scanner reads the segments of a log that is being opened.
 type scanner struct {
@@ -20,6 +24,9 @@ type scanner struct {
 // scanBytes is how much is read at a time when nothing larger is asked for.
 const scanBytes = 1 << 20
 
+// prefetchBytes is how far the disk reads ahead.
+const prefetchBytes = 8 << 20
+
 // bytes gives n bytes at p, which must not reach past the segment. They live until the next call.
 func (sc *scanner) bytes(p Pos, n int) ([]byte, error) {
 	if off := int(p-sc.from) * BlockSize; p >= sc.from && p-sc.from < Pos(sc.n/BlockSize) && off+n <= sc.n {
@@ -33,11 +40,20 @@ func (sc *scanner) bytes(p Pos, n int) ([]byte, error) {
 		sc.buf = AlignedBuffer(want)
 	}
 	sc.n = 0
+	sc.prefetch(p)
 	if err := sc.l.read(sc.buf[:want], p); err != nil {
 		return nil, err
 	}
 	sc.from, sc.n = p, want
 	return sc.buf[:n], nil
+}
+
+// prefetch lets the disk read what follows while what is there is being verified.
+func (sc *scanner) prefetch(p Pos) {
+	file, off := sc.l.locate(p)
+	if f, ok := file.(vfs.Prefetcher); ok {
+		f.Prefetch(off, min(prefetchBytes, sc.l.o.SegmentBytes-off))
+	}
 }
 
 // next finds the frame that follows the log's end: there, or at the start of the next segment if it did not fit.
@@ -54,7 +70,8 @@ func (sc *scanner) next() (f Frame, at Pos, err error) {
 		return Frame{}, at, err
 	}
 	if m, ok := parseMark(b, l.o.Salt); ok && m.lsn == l.end && m.chain == l.endSum {
-		sc.mark = &m
+		mark := m // m itself would be allocated for every frame
+		sc.mark = &mark
 		return Frame{}, at, nil
 	}
 	f, sc.reason, err = sc.follower(at)

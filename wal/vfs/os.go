@@ -264,6 +264,15 @@ func (f *osFile) DropCache() {
 	unix.Fadvise(f.fd, 0, 0, unix.FADV_DONTNEED)
 }
 
+// Prefetch implements Prefetcher.
+func (f *osFile) Prefetch(off, n int64) {
+	if f.enter("") != nil {
+		return
+	}
+	defer f.closing.RUnlock()
+	unix.Fadvise(f.fd, off, n, unix.FADV_WILLNEED) // what fails here fails again, and is reported, when it is read
+}
+
 // ReadCachedAt implements CacheReader. An error, also that of a file system that cannot tell, counts as "not in memory":
 // the read that follows meets it again, and may wait.
 func (f *osFile) ReadCachedAt(b []byte, off int64) bool {

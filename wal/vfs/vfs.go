@@ -86,3 +86,8 @@ type DirectReader interface {
 	// ReadDirectAt fills b. Where the file system cannot do it, it reads as ReadAt does.
 	ReadDirectAt(b []byte, off int64) error
 }
+
+// Prefetcher is a File that can begin to bring a range into memory. It promises nothing.
+type Prefetcher interface {
+	Prefetch(off, n int64)
+}
