@@ -67,6 +67,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 		m.Checkpoint = at
 		m.Commit = max(m.Commit, at.LSN)
 		m.Epochs = epochs
+		m.Sessions = s.sessionsAt.generation
 		if change != nil {
 			change(m)
 		}

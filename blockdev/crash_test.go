@@ -62,6 +62,7 @@ func TestCrashTestsNoticeBrokenRules(t *testing.T) {
 		{sumsUnsynced, "B3: checkpoint before the checksums are stable", crashLife},
 		{regionsUnsynced, "B3, B5: checkpoint before the region table is stable", crashLife},
 		{metaUnsynced, "meta written without a sync", crashLife},
+		{sessionsNotSaved, "B8: checkpoint without the session table", crashLife},
 		{releaseEarly, "W3: segments released before the checkpoint", crashLife},
 		{namesUnsynced, "W6: names that a killed process made are not synced", crashLife},
 		{copyDoneEarly, "B7: copying flag dropped before the copy is stable", crashCopy},

@@ -16,7 +16,7 @@
 //	meta.new    only while the directory is being formatted: renamed to meta as Format's last step
 //	data.img    raw image, exactly the volume's size, sparse
 //	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
-//	sessions    which numbered requests of clients the history holds (sessions.go), 2 × 1 MiB slots written in turn
+//	sessions    which numbered requests of clients the history holds (sessions.go), 2 × 1 MiB slots, written as those of meta
 //	regions     8 bytes per region of RegionBytes, little-endian: in the lower 48 bits the LSN of the last committed change,
 //	            or newer; in the upper 16 the lower bits of crc32c(le64(region) ‖ le64(LSN)). 0 = never changed
 //	scrub       how far the background scrub came: magic "LKSTSCRB", next block, end of the last whole pass in ns since
@@ -49,7 +49,7 @@
 //	   104     8  clean stop: last LSN of the log, all of it stable; else 0
 //	   112     4  entries in the epoch index
 //	   116     4  bytes of protocol state
-//	   120     8  zero
+//	   120     8  generation of the session table at the checkpoint, or older
 //	   128  5×64  cluster, volume, replica, volume name, boot id: a length byte, then the text
 //	   448  64×16 epoch index: epoch, first LSN
 //	  1472  2048  protocol state, opaque to the store

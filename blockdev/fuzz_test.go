@@ -207,7 +207,7 @@ func FuzzSessionsFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var table sessionTable
 		s := sessionsFile{f: fileOf(t, b, 2*sessionsSlotBytes)}
-		if err := s.load(&table); err != nil {
+		if err := s.load(&table, 0); err != nil {
 			var damaged *DamagedError
 			if !errors.As(err, &damaged) {
 				t.Fatal(err)

@@ -60,6 +60,7 @@ type meta struct {
 	Checkpoint  checkpoint
 	Commit      wal.LSN
 	CleanEnd    wal.LSN // end of the log at a clean stop, all of it stable; else 0
+	Sessions    uint64  // generation of the session table that belongs to the checkpoint (B8)
 	BootID      string
 	Epochs      EpochIndex
 	Protocol    []byte
@@ -87,6 +88,7 @@ func (m *meta) encode(b *[metaSlotSize]byte) {
 	le.PutUint32(b[88:], m.Checkpoint.Chain)
 	le.PutUint64(b[96:], uint64(m.Commit))
 	le.PutUint64(b[104:], uint64(m.CleanEnd))
+	le.PutUint64(b[120:], m.Sessions)
 	le.PutUint32(b[112:], uint32(len(m.Epochs)))
 	le.PutUint32(b[116:], uint32(len(m.Protocol)))
 	for i, s := range m.texts() {
@@ -137,6 +139,7 @@ func decodeMeta(b *[metaSlotSize]byte) (meta, error) {
 		Checkpoint:  checkpoint{wal.LSN(le.Uint64(b[72:])), wal.Pos(le.Uint64(b[80:])), le.Uint32(b[88:])},
 		Commit:      wal.LSN(le.Uint64(b[96:])),
 		CleanEnd:    wal.LSN(le.Uint64(b[104:])),
+		Sessions:    le.Uint64(b[120:]),
 	}
 	if le.Uint32(b[32:]) != BlockSize || le.Uint32(b[36:]) != RegionBytes {
 		return bad("block or region size")

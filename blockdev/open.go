@@ -162,7 +162,7 @@ func (s *Store) openFiles() error {
 	if s.sessionsAt, err = openSessions(s.o.FS, s.o.Dir); err != nil {
 		return err
 	}
-	return s.sessionsAt.load(&s.sessions)
+	return s.sessionsAt.load(&s.sessions, s.meta.get().Sessions)
 }
 
 // openLog reads the log from the checkpoint on and commits as far as is known: the largest commit LSN in the log

@@ -29,6 +29,8 @@ const (
 //	data.img  a hole in a region that was ever written    block bad (B9)
 //	data.crc  the sum of any block                        block bad
 //	regions   any entry                                   harmless: it counts as changed
+//	sessions  one of the two slots                        harmless: there are two
+//	sessions  both                                        refused
 //	wal       below the checkpoint, behind the end        harmless
 //	wal       a committed frame, header, sums, payload    refused (W7)
 //	wal       the last frame, that nobody says was stable  cut
@@ -48,7 +50,7 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 	w = newSurvivor(t, m, 0)
 	w.format()
 	w.open()
-	w.put(write(0, 8), write(RegionBlocks, 1))
+	w.put(by(1, 1, write(0, 8)), write(RegionBlocks, 1))
 	w.put(trim(5, 1), write(7, 1))
 	w.view(1)
 	w.steps()
@@ -83,6 +85,9 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 		{"sums behind the volume", sumsName, span8(crashBlocks*4, 2*pageSize, 511), 0, harmless, -1},
 		{"regions", regionsName, span8(0, 8*5, 1), 0, harmless, -1},
 		{"regions behind the volume", regionsName, span8(8*5, pageSize, 211), 0, harmless, -1},
+		{"first slot", sessionsName, span8(0, 100, 1), 0, harmless, -1},
+		{"second slot", sessionsName, span8(sessionsSlotBytes, sessionsSlotBytes+100, 1), 0, harmless, -1},
+		{"both slots", sessionsName, span8(0, sessionsHead+sessionHead, 1), sessionsSlotBytes, refused, -1},
 		{"frames below the checkpoint", seg, span8(0, frames[0], 1021), 0, harmless, -1},
 		{"header area of a committed frame", seg, head(frames[0]), 0, refused, -1},
 		{"payload of a committed frame", seg, span8(frames[0]+BlockSize, frames[1], 97), 0, refused, -1},
@@ -164,7 +169,7 @@ func (w *survivor) comesTo(disk *memfs.FS, want outcome, bad int) error {
 		return fmt.Errorf("%s is due, protocol state is %q", want, p)
 	}
 	s.Commit(end)
-	if err := regionsKnow(&r); err != nil {
+	if err := errors.Join(regionsKnow(&r), r.checkMemory(crashSessions)); err != nil {
 		return err
 	}
 	found, err := badBlocks(&r)

@@ -30,7 +30,7 @@ const (
 
 	sessionsName      = "sessions"
 	sessionsMagic     = 0x535345534b4c // "LKSESS", little-endian
-	sessionsSlotBytes = 1 << 20        // two of them, written in turn
+	sessionsSlotBytes = 1 << 20        // two of them, written as those of meta
 	sessionsHead      = 28             // magic 8, generation 8, length 4, crc32c 4 of all of it, zero 4
 	sessionHead       = 28             // id 8, generation 8, lsn 8, slots 4; then 8 for each slot in use
 )
@@ -178,9 +178,10 @@ func openSessions(fsys vfs.FS, dir string) (*sessionsFile, error) {
 	return &sessionsFile{f: f}, nil
 }
 
-// load reads the newer sound slot. A file without one is that of a replica that was never checkpointed with sessions.
-func (s *sessionsFile) load(t *sessionTable) error {
-	if err := s.f.Sync(); err != nil { // W6
+// load reads the newer sound slot, which must not be older than what the checkpoint needs. A file without one is that of
+// a replica that was never checkpointed with sessions.
+func (s *sessionsFile) load(t *sessionTable, need uint64) error {
+	if err := syncOpened(s.f); err != nil {
 		return fmt.Errorf("sync sessions: %w", err)
 	}
 	var newest []byte
@@ -204,6 +205,9 @@ func (s *sessionsFile) load(t *sessionTable) error {
 			s.generation, newest = g, b[sessionsHead:]
 		}
 	}
+	if s.generation < need {
+		return &DamagedError{sessionsName, fmt.Sprintf("has generation %d of the session table, the checkpoint needs %d", s.generation, need)}
+	}
 	if err := t.merge(newest); err != nil {
 		return &DamagedError{sessionsName, err.Error()}
 	}
@@ -211,7 +215,7 @@ func (s *sessionsFile) load(t *sessionTable) error {
 	return nil
 }
 
-// save writes a table, encoded behind sessionsHead bytes of room, and makes it stable.
+// save writes a table, encoded behind sessionsHead bytes of room, and makes it stable; then a second copy, as meta does.
 func (s *sessionsFile) save(b []byte) error {
 	le := binary.LittleEndian
 	s.generation++
@@ -220,11 +224,15 @@ func (s *sessionsFile) save(b []byte) error {
 	le.PutUint64(b[8:], s.generation)
 	le.PutUint32(b[16:], uint32(len(b)-sessionsHead))
 	le.PutUint32(b[20:], crc32.Checksum(b, castagnoli))
-	if _, err := s.f.WriteAt(b, int64(s.generation%2)*sessionsSlotBytes); err != nil {
+	at := int64(s.generation%2) * sessionsSlotBytes
+	if _, err := s.f.WriteAt(b, at); err != nil {
 		return fmt.Errorf("write sessions: %w", err)
 	}
 	if err := s.f.Sync(); err != nil {
 		return fmt.Errorf("sync sessions: %w", err)
+	}
+	if _, err := s.f.WriteAt(b, sessionsSlotBytes-at); err != nil {
+		return fmt.Errorf("write sessions: %w", err)
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ func (w *survivor) live() {
 	w.open()
 
 	// The first writes, overlapping; one of each kind, one of several records that must stay together.
-	w.put(write(0, 1))
+	w.put(attach(1, 1), by(1, 1, write(0, 1)))
 	w.put(write(0, 3), write(2, 4), trim(1, 1))
 	w.put(zero(4, 2), write(RegionBlocks-1, 3))
 	w.steps() // applied and checkpointed
@@ -25,19 +25,19 @@ func (w *survivor) live() {
 	w.sync()
 	w.commit()
 	before := w.end()
-	w.append(write(2, 2))
+	w.append(by(1, 3, write(2, 2)))
 	w.sync()
 	w.apply()
-	w.append(write(2, 1))
+	w.append(by(1, 4, write(2, 1)))
 
 	// A new view cuts what only this replica had, stable or not, and goes on in a new epoch.
 	w.view(1)
 	w.cut(before)
-	w.put(histOp{kind: wal.KindView}, write(3, 2))
+	w.put(histOp{kind: wal.KindView}, attach(1, 2), attach(2, 1), by(1, 2, write(3, 2)))
 	w.apply() // in the image, in no checkpoint
 
 	// A long trim, over whole pages of checksums and what was written there.
-	w.put(write(600, 5))
+	w.put(by(2, 5, write(600, 5)))
 	w.put(trim(0, crashBlocks-10))
 	w.put(write(700, 2))
 	w.steps()

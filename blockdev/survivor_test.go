@@ -35,6 +35,8 @@ const (
 	crashBlocks  = 4*RegionBlocks + 64
 	crashSegment = 20 * BlockSize
 	crashLog     = 4 * crashSegment
+
+	crashSessions = 2
 )
 
 func crashFormat() FormatOptions {
@@ -240,6 +242,9 @@ func (w *survivor) checkFound(r *rig) error {
 		if err := holds(r, l); err != nil {
 			return err
 		}
+		if err := r.checkMemory(crashSessions); err != nil {
+			return err
+		}
 	}
 	return regionsKnow(r)
 }
@@ -345,5 +350,19 @@ func reopen(r *rig, disk *memfs.FS, end wal.LSN) (*rig, error) {
 	if err := holds(&again, end); err != nil {
 		return nil, err
 	}
+	if err := again.checkMemory(crashSessions); err != nil {
+		return nil, err
+	}
 	return &again, regionsKnow(&again)
+}
+
+// by is an operation that a client's session asked for, in a slot of its own.
+func by(session, seq uint64, op histOp) histOp {
+	op.session, op.number = session, RequestID(int(session), seq)
+	return op
+}
+
+// attach is a session's beginning.
+func attach(session, generation uint64) histOp {
+	return histOp{kind: wal.KindAttach, session: session, number: generation}
 }
