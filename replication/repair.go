@@ -54,6 +54,18 @@ func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
 	return r.repairAndRead(err, r.store.ReadNewest, block, dst)
 }
 
+// readRegionRepaired is the same for a region that is to be copied: one bad block must not keep a learner away for ever.
+func (r *Replica) readRegionRepaired(region int, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
+	read := func(uint64, []byte) (err error) {
+		asOf, err = r.store.ReadRegion(region, img)
+		return err
+	}
+	if err = read(0, nil); err != nil {
+		err = r.repairAndRead(err, read, 0, nil)
+	}
+	return asOf, err
+}
+
 // repairAndRead repairs the block that made a read fail, and reads again, for as long as it is another block each time.
 func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, block uint64, dst []byte) error {
 	for last, first := uint64(0), true; ; first = false {

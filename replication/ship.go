@@ -220,7 +220,7 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 		c.sent = true
 		return nil
 	}
-	asOf, err := r.store.ReadRegion(g, &c.img)
+	asOf, err := r.readRegionRepaired(g, &c.img)
 	if err != nil {
 		return err
 	}

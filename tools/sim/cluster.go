@@ -202,8 +202,8 @@ func (c *cluster) checkView(v viewsvc.View) {
 func (c *cluster) mayLose(m *machine) bool {
 	v := c.views.current()
 	mine := viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies))
-	if v.Num == 0 {
-		return false
+	if v.Num == 0 || c.mayFailReads && !m.flipped {
+		return false // it may have the only good copy of a damaged block
 	}
 	for r, n := range c.views.underWay {
 		if n > 0 && r != "" {

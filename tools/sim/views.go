@@ -276,7 +276,13 @@ func call[T any](v *views, p *proc, host string, timeout time.Duration, handle f
 			return
 		}
 		handle(func(t T, e error) {
-			if !v.net.open(server, host) || v.w.one(v.loss) {
+			if !v.net.open(server, host) {
+				return
+			}
+			if v.w.one(v.loss) { // the connection breaks, at once or in the caller's patience
+				if v.w.one(2) {
+					v.w.after(v.net.hop(), answered.Ring)
+				}
 				return
 			}
 			v.w.after(v.net.delay(server, host), func() {
