@@ -24,6 +24,9 @@ func sameImages(t *testing.T, c *cluster.Cluster) {
 	must(t, c.StopAll())
 	images, err := c.Images()
 	must(t, err)
+	for _, image := range images {
+		must(t, c.Verify(t.Context(), image)) // meta, log and regions too
+	}
 	first := c.Nodes()[0]
 	reference := sums(t, images[first])
 	checkImage(t, images[first], reference)

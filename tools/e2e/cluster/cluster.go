@@ -357,6 +357,18 @@ func (c *Cluster) Logs(n int) string {
 	return b.String()
 }
 
+// Verify lets `lockstep wal verify` look at a replica, by its image, whose node is stopped.
+func (c *Cluster) Verify(ctx context.Context, image string) error {
+	r, err := Command(ctx, c.o.Binary, "wal", "verify", filepath.Dir(image))
+	if err != nil {
+		return err
+	}
+	if r.Code != 0 {
+		return fmt.Errorf("cluster: the replica in %s is not sound: %s%s", filepath.Dir(image), r.Stdout, r.Stderr)
+	}
+	return nil
+}
+
 // Images are the data.img files of every replica, one per node.
 func (c *Cluster) Images() (map[string]string, error) {
 	images := make(map[string]string)
