@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +35,37 @@ func operate(cmd *cobra.Command, env *environment, work func(ctx context.Context
 		view := &operator{client, list}
 		return explain(work(cmd.Context(), view, args), list)
 	}
+	cmd.ValidArgsFunction = completeVolumes(servers)
 	return cmd
+}
+
+// completionPatience is how long a shell waits for the names that it is to offer.
+const completionPatience = 500 * time.Millisecond
+
+// completeVolumes offers the names of volumes to a shell: the only argument that an operator's command has.
+func completeVolumes(servers func(fallback string) ([]string, error)) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		list, err := servers(defaultView())
+		if err != nil || len(args) > 0 || cmd.ValidateArgs([]string{"x"}) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: list, CallTimeout: completionPatience})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		defer client.Close()
+		cluster, err := client.Status(cmd.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var names []string
+		for _, vs := range cluster.Volumes {
+			if !vs.Deleting {
+				names = append(names, vs.Volume.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 // explain puts what an operator can do behind an error of the view service.

@@ -41,7 +41,6 @@ Begin with: lockstep dev`,
 	root.SetIn(env.stdin)
 	root.SetOut(env.stdout)
 	root.SetErr(env.stderr)
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
 	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))

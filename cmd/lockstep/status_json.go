@@ -24,6 +24,11 @@ type (
 		View     viewReport      `json:"view"`
 		Replicas []replicaReport `json:"replicas"`
 
+		ID        string `json:"id"`
+		Copies    int    `json:"copies"`     // that were asked for
+		MinCopies int    `json:"min_copies"` // below which writes wait
+		Forced    uint64 `json:"forced"`     // how often a copy was promoted by force
+
 		verdict verdict // for people
 	}
 
@@ -108,6 +113,9 @@ func newVolumeReport(vs viewsvc.VolumeStatus) volumeReport {
 			Backups: []string{},
 		},
 		Replicas: []replicaReport{},
+
+		ID:     string(vs.Volume.ID),
+		Copies: vs.Volume.Copies, MinCopies: vs.Volume.MinCopies, Forced: vs.View.DataLossGen,
 	}
 	for _, b := range vs.View.Backups {
 		v.View.Backups = append(v.View.Backups, nodeOf(b))

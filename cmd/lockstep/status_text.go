@@ -18,12 +18,7 @@ func writeStatus(w io.Writer, report statusReport) {
 	}
 	for _, v := range report.Volumes {
 		fmt.Fprintf(w, "\n%s, %s, sync %s, view %d of tenure %d\n", v.Name, formatSize(v.Size), v.Sync, v.View.Num, v.View.Tenure)
-		table(w, func(row func(...any)) {
-			row("  NODE", "ROLE", "LOG END", "COMMIT", "APPLIED", "LAG", "REPLICA")
-			for _, r := range v.Replicas {
-				row("  "+r.Node, r.Role, r.LogEnd, r.Commit, r.Applied, formatSize(r.LagBytes), r.Replica)
-			}
-		})
+		writeReplicas(w, v)
 	}
 	fmt.Fprintln(w)
 	table(w, func(row func(...any)) {
@@ -37,6 +32,15 @@ func writeStatus(w io.Writer, report statusReport) {
 		row("VIEW SERVER", "AT", "")
 		for _, s := range report.Viewd {
 			row(s.ID, s.Addr, choose(s.Leader, "leader", ""))
+		}
+	})
+}
+
+func writeReplicas(w io.Writer, v volumeReport) {
+	table(w, func(row func(...any)) {
+		row("  NODE", "ROLE", "LOG END", "COMMIT", "APPLIED", "LAG", "REPLICA")
+		for _, r := range v.Replicas {
+			row("  "+r.Node, r.Role, r.LogEnd, r.Commit, r.Applied, formatSize(r.LagBytes), r.Replica)
 		}
 	})
 }

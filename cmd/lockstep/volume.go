@@ -88,10 +88,15 @@ func checkVolume(v viewsvc.Volume) error {
 
 func newVolumeList(env *environment) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List volumes", Args: wantArgs()}
+	asJSON := cmd.Flags().Bool("json", false, "print JSON: a list of what `status --json` has of each volume")
 	return operate(cmd, env, func(ctx context.Context, view *operator, _ []string) error {
 		cluster, err := view.Status(ctx)
 		if err != nil {
 			return err
+		}
+		if *asJSON {
+			report, _ := newStatusReport(cluster, "")
+			return writeJSON(env.stdout, report.Volumes)
 		}
 		table(env.stdout, func(row func(...any)) {
 			row("NAME", "SIZE", "COPIES", "MIN", "SYNC", "STATE", "PRIMARY")
@@ -110,25 +115,33 @@ func newVolumeShow(env *environment) *cobra.Command {
 		Short: "Show a volume: what was asked for, and what there is",
 		Args:  wantArgs("NAME"),
 	}
+	asJSON := cmd.Flags().Bool("json", false, "print JSON: what `status --json` has of the volume")
 	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
 		vs, err := view.volume(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		r := newVolumeReport(vs)
+		if *asJSON {
+			return writeJSON(env.stdout, r)
+		}
 		table(env.stdout, func(row func(...any)) {
 			row("name", r.Name)
 			row("id", vs.Volume.ID)
 			row("size", fmt.Sprintf("%s (%d bytes)", formatSize(r.Size), r.Size))
 			row("sync", r.Sync)
-			row("copies", fmt.Sprintf("%d, writes wait below %d", vs.Volume.Copies, vs.Volume.MinCopies))
+			row("copies", fmt.Sprintf("%d, writes need %d", r.Copies, r.MinCopies))
 			row("view", fmt.Sprintf("%d, tenure %d", r.View.Num, r.View.Tenure))
 			row("primary", r.View.Primary)
 			row("backups", strings.Join(r.View.Backups, ","))
 			row("attached", exclusiveHolder(vs.Volume.Claim))
-			row("forced", fmt.Sprintf("%d times promoted by force", vs.View.DataLossGen))
+			if r.Forced > 0 {
+				row("forced", fmt.Sprintf("%d times promoted by force, see `lockstep events %s`", r.Forced, r.Name))
+			}
 			row("state", verdictLine(r))
 		})
+		fmt.Fprintln(env.stdout)
+		writeReplicas(env.stdout, r)
 		return nil
 	})
 }
