@@ -27,7 +27,8 @@ func startCluster(t testing.TB, nodes int) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: t.TempDir(), nodes: map[viewsvc.NodeID]*Node{}, addrs: map[viewsvc.NodeID][2]string{}}
 	var err error
-	c.view, err = viewsvc.StartServer(viewsvc.ServerOptions{ID: "v1", Dir: filepath.Join(c.dir, "v1"), Listen: "127.0.0.1:0"})
+	c.view, err = viewsvc.StartServer(viewsvc.ServerOptions{ID: "v1", Dir: filepath.Join(c.dir, "v1"), Listen: "127.0.0.1:0",
+		RecruitAfter: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@
 //	Hello     primary  cluster, volume, both replicas, view        Welcome | Stale
 //	Welcome   peer     log end, applied, epoch index, copy state
 //	Stale     peer     the newer view; the stream ends
+//	Foreign   primary  you have committed what is not in our history; the stream ends
 //	Start     primary  common point c: cut your log after c        Ack
 //	Copy      primary  your log begins anew after LSN c            Ack
 //	Region    primary  1 MiB of the disk as of an LSN
@@ -71,6 +72,8 @@
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
 //     seen (I8). What is sent yields to clients, and clients that run away from a learner are slowed down, a little and
 //     not for ever (pace.go).
+//     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
+//     disowned: its node sets it aside and makes another (outcast.go).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member

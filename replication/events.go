@@ -23,6 +23,7 @@ const (
 	EventPropose    EventKind = "propose"     // a view was asked for
 	EventFormatted  EventKind = "formatted"   // a new replica was made
 	EventDeleted    EventKind = "deleted"     // a replica of a deleted volume was removed
+	EventOutcast    EventKind = "outcast"     // a replica that history went on without was set aside
 	EventUnusable   EventKind = "unusable"    // a replica's directory cannot be opened
 	EventViewLost   EventKind = "view_lost"   // the view service cannot be reached
 	EventViewFound  EventKind = "view_found"  // it can be again

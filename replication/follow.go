@@ -181,7 +181,7 @@ func (f *follower) begin(m msg) error {
 		return errStaleView
 	}
 	switch m.Type {
-	case msgStart, msgCopy:
+	case msgStart, msgCopy, msgForeign:
 		if f.started {
 			return fmt.Errorf("%w: type %d in the middle of a stream", errWire, m.Type)
 		}

@@ -29,6 +29,8 @@ func (f *follower) handle(m msg, body []byte) error {
 		return nil
 	case msgCopyDone:
 		return f.onCopyDone(m.Commit)
+	case msgForeign:
+		return f.r.outcast()
 	case msgDigest:
 		return f.onDigest(m)
 	case msgMend:
@@ -90,7 +92,7 @@ func (f *follower) cut(to wal.LSN) error {
 		return nil
 	}
 	if to < m.Committed {
-		return fmt.Errorf("replication: told to cut the log at %d, below the commit point %d: %w", to, m.Committed, errDiverged)
+		return fmt.Errorf("replication: told to cut the log at %d, below the commit point %d: %w", to, m.Committed, r.outcast())
 	}
 	if err := f.storage(r.store.Cut(to)); err != nil {
 		return err

@@ -256,7 +256,12 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 		return fmt.Errorf("the replica belongs to cluster %s, this node to %q: it was copied here from elsewhere; move it away", c, n.home.cluster())
 	}
 	r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: n.home.cluster(), Volume: v, Propose: n.view.Propose,
-		Leases: n.opts.Reads == ReadAuto && hardwareClock(), RecruitRate: n.opts.RecruitRate, OnEvent: n.opts.OnEvent})
+		Leases: n.opts.Reads == ReadAuto && hardwareClock(), RecruitRate: n.opts.RecruitRate, OnEvent: n.opts.OnEvent,
+		OnOutcast: func() {
+			if r := made.Load(); r != nil {
+				n.beside(r.Volume(), func() error { return n.setAside(id, r) })
+			}
+		}})
 	if err != nil {
 		st.Close()
 		return err

@@ -29,6 +29,9 @@ type ReplicaOptions struct {
 	Leases bool
 	// Clock is read where the core wants the time; nil means CLOCK_BOOTTIME, or the Runtime's time if there is one.
 	Clock func() Instant
+	// OnOutcast is called, with no lock held, when the volume's history went on without what this replica has
+	// committed. It must not block.
+	OnOutcast func()
 	// RecruitRate is how many bytes a second go to a learner; 0: as many as clients do not notice.
 	RecruitRate int64
 	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
@@ -140,6 +143,9 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
+	}
+	if o.OnOutcast == nil {
+		o.OnOutcast = func() {}
 	}
 	if o.Runtime == nil {
 		o.Runtime = goRuntime{}

@@ -16,7 +16,7 @@ type plan struct {
 	copy *startCopy // nil: the log is enough
 }
 
-var errDiverged = errors.New("replication: the peer has committed records that are not in this volume's history; format it anew")
+var errDiverged = errors.New("replication: the peer has committed records that are not in this volume's history")
 
 // makePlan finds the last common point of the two logs.
 func (s *stream) makePlan(w welcome) (plan, error) {

@@ -194,6 +194,9 @@ func (s *stream) stale(body []byte) error {
 func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	r := s.r
 	p, err := s.makePlan(w)
+	if errors.Is(err, errDiverged) {
+		s.disown(conn)
+	}
 	if err != nil {
 		return err
 	}

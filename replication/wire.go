@@ -67,6 +67,7 @@ const (
 	msgDigest   msgType = 15
 	msgSums     msgType = 16
 	msgMend     msgType = 17
+	msgForeign  msgType = 18
 )
 
 // flagSync on a Confirm asks the peer to sync its log before it answers.
@@ -159,7 +160,7 @@ func parseMsg(b []byte) (msg, error) {
 		limit = maxRegionBody
 	case msgSessions:
 		limit = maxSessionsBody
-	case msgStart, msgCopyDone, msgConfirm, msgAck, msgDigest:
+	case msgStart, msgCopyDone, msgConfirm, msgAck, msgDigest, msgForeign:
 	default:
 		return msg{}, fmt.Errorf("%w: unknown type %d", errWire, m.Type)
 	}

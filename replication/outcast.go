@@ -1,0 +1,63 @@
+package replication
+
+import (
+	"fmt"
+	"net"
+	"path"
+	"time"
+
+	"lockstep/viewsvc"
+)
+
+// An operator's act can make history go on without what a replica has committed: a forced promotion, or the resumption
+// of a volume in sync mode flush after a total power failure. Such a replica can neither be cut back nor be brought up to
+// date, its image has what never was. Its primary disowns it; its node sets its directory aside, whole, for whoever
+// may want something out of it, and the view service then orders a new replica, which is filled like any other.
+
+// disown tells the peer that it has what is not in this volume's history.
+func (s *stream) disown(conn net.Conn) {
+	s.r.mu.Lock()
+	m := msg{Type: msgForeign, View: s.r.core.View().Num}
+	s.r.mu.Unlock()
+	if conn.SetWriteDeadline(time.Now().Add(greetingTimeout)) == nil {
+		_, _ = conn.Write(m.encode(nil)) // lost, it is sent again with the next connection
+	}
+}
+
+// outcast is what a replica does that was disowned, or told to cut what is committed: it checks that an operator has done
+// what can lead to that. Otherwise it stays as it is, an error for people to look at.
+func (r *Replica) outcast() error {
+	r.mu.Lock()
+	v, mode := r.core.View(), r.hard.Volume.Sync
+	known := r.core.State() == StateLearner && (v.DataLossGen > 0 || mode == viewsvc.SyncFlush)
+	r.mu.Unlock()
+	if known {
+		r.opts.OnOutcast()
+	}
+	return errDiverged
+}
+
+// setAside takes a replica that was disowned out of service and moves its directory away.
+func (n *Node) setAside(id viewsvc.VolumeID, r *Replica) error {
+	n.mu.Lock()
+	if n.replicas[id] != r {
+		n.mu.Unlock()
+		return nil
+	}
+	delete(n.replicas, id)
+	n.mu.Unlock()
+	name := r.Volume().Name
+	if err := r.Close(); err != nil {
+		n.opts.OnEvent(Event{Kind: EventStorage, Volume: name, Err: err}) // it is going to be moved all the same
+	}
+	aside := path.Join(n.home.dir, volumesDir, fmt.Sprintf("%s.outcast.%s", id, r.ID()))
+	if err := n.opts.FS.Rename(n.home.volumeDir(id), aside); err != nil {
+		return fmt.Errorf("node: set aside the replica of volume %s: %w", name, err)
+	}
+	if err := n.opts.FS.SyncDir(path.Join(n.home.dir, volumesDir)); err != nil {
+		return fmt.Errorf("node: set aside the replica of volume %s: %w", name, err)
+	}
+	n.opts.OnEvent(Event{Kind: EventOutcast, Volume: name, Replica: r.ID(), Text: "history went on without what this replica has; " +
+		"it is kept in " + aside + ": remove that when nobody needs it"})
+	return nil
+}
