@@ -51,7 +51,7 @@ type peer struct {
 }
 
 // knownTimeout is how long a case is waited for that is known to fail.
-const knownTimeout = time.Second
+const knownTimeout = 300 * time.Millisecond
 
 // dial connects.
 func (p *peer) dial(t testing.TB) *raw {

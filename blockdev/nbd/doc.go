@@ -27,6 +27,8 @@
 //   - N8 A request is completed by an answer to it, and once: an answer with the cookie of another, of an earlier user
 //     of the slot, or of a request that was not sent whole, ends the connection.
 //   - N9 After Handler.Closed nothing is completed, and no request's memory is read or written.
+//   - N10 A read succeeds only when each of its bytes has come once, in whatever parts. A server's descriptors of extents
+//     are taken up to the request's end and room, no further.
 //
 // What is not here: the oldstyle handshake, extended headers, TLS with passwords (PSK).
 //
@@ -101,7 +103,7 @@
 //  1. One reader goroutine per connection parses all requests that one read brought, and hands them to
 //     Session.Submit as one burst. It never waits (for the socket, for a slot) while it holds a parsed burst.
 //  2. Requests that complete during Submit are held back until it returns, so that the burst's replies leave in one
-//     writev; not longer, though, than holdTime, and not more than holdReplies.
+//     writev; not longer, though, than holdTime, and not more than holdReplies or holdBytes of data.
 //  3. Whoever completes requests later sends the replies itself: one writev that does not block. A goroutine that finds
 //     another one sending leaves its replies to it.
 //  4. What the socket does not take goes to the writer goroutine, which sleeps otherwise.
