@@ -119,13 +119,14 @@ func (d *Ioctl) connect(dev Device, c Config, sock *os.File) error {
 		d.mu.Unlock()
 		f.Close()
 	})
-	return awaitStart(dev, ended)
+	return awaitStart(dev, c.Size, ended)
 }
 
-// awaitStart waits until DO_IT has made the device: its call does not tell, since it lasts as long as the device.
-func awaitStart(dev Device, ended <-chan error) error {
+// awaitStart waits until DO_IT has made the device, whose size comes last: its call does not tell, since it lasts as long
+// as the device.
+func awaitStart(dev Device, size uint64, ended <-chan error) error {
 	deadline := time.After(callTimeout)
-	for !dev.Attached() {
+	for !dev.Attached() || dev.Size() != size {
 		select {
 		case err := <-ended:
 			return fmt.Errorf("the device has ended at once: %w", err)
