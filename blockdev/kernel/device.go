@@ -82,6 +82,11 @@ func (d Device) SetReplay() error {
 	return err
 }
 
+// Announce tells udev to look at the device again: the driver sets the identifier after it has told of the device.
+func (d Device) Announce() error {
+	return os.WriteFile(filepath.Join(d.sys, d.Name(), "uevent"), []byte("change"), 0)
+}
+
 // Devices are all that the driver has, in no order.
 func Devices() ([]Device, error) { return devicesIn(DeviceAt(0)) }
 

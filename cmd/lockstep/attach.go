@@ -38,6 +38,7 @@ func newAttach(env *environment) *cobra.Command {
 	var (
 		o            attachOptions
 		stateDir     string
+		table        string
 		list, asJSON bool
 		daemon       bool
 	)
@@ -68,6 +69,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 	flags.StringVar(&o.driver, "driver", "auto", "how to talk to the kernel: auto, netlink or ioctl")
 	flags.StringVar(&o.fuse, "fuse", "", "do without the kernel's nbd driver: mount nbdfuse at this directory and make a loop device of it")
 	flags.StringVar(&stateDir, "state-dir", defaultStateDir, "where attachments are noted")
+	flags.StringVar(&table, "table", "", "file with the options of each volume, which those given here override")
 	flags.BoolVar(&daemon, "daemon", false, "go to the background when the device is there")
 	flags.BoolVar(&list, "list", false, "list what is attached on this machine")
 	flags.BoolVar(&asJSON, "json", false, "with --list: as JSON")
@@ -76,6 +78,15 @@ The volume is attached for this client alone, unless --shared is given.`,
 	logger := roleFlags(cmd)
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if table != "" && !list {
+			device, err := readTable(cmd.Flags(), table, args[0])
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 && device != "" {
+				args = append(args, device)
+			}
+		}
 		abs, err := filepath.Abs(stateDir)
 		if err != nil {
 			return usagef("attach: --state-dir: %w", err)
@@ -292,6 +303,7 @@ func (r *agentRun) attached(index int, resumed bool) error {
 	if err := r.o.dir.save(a); err != nil {
 		return fmt.Errorf("note the device: %w", err)
 	}
+	_ = dev.Announce() // without udev nobody listens
 	if err := dev.SetReplay(); err != nil {
 		r.log.Warn().Err(err).Msg("after the next start of the agent, requests wait for up to 30 s")
 	}

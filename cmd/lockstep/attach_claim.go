@@ -46,8 +46,8 @@ func (a *attachment) ownedBySomebody(ctx context.Context) error {
 		return explain(err, a.View)
 	}
 	if claim := st.Volume.Claim; claim.Owner != "" && claim.Owner != a.Session {
-		return withHint(fmt.Errorf("volume %s is attached exclusively by %v", a.Volume, claim),
-			"detach it there, or take it over with --take-over")
+		return &goneError{withHint(fmt.Errorf("volume %s is attached exclusively by %v", a.Volume, claim),
+			"detach it there, or take it over with --take-over")}
 	}
 	return nil
 }

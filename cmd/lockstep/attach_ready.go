@@ -100,14 +100,19 @@ func attachInBackground(env *environment, dir attachDir, volume string) error {
 		return err
 	}
 	err = cmd.Wait()
-	said := make([]byte, devLastLineMax)
-	n, _ := log.ReadAt(said, max(start, logEnd(log)-devLastLineMax))
-	lines := strings.Split(strings.TrimSpace(string(said[:n])), "\n")
+	tail := make([]byte, devLastLineMax)
+	n, _ := log.ReadAt(tail, max(start, logEnd(log)-devLastLineMax))
+	lines := strings.Split(strings.TrimSpace(string(tail[:n])), "\n")
 	why, ok := strings.CutPrefix(lines[len(lines)-1], "lockstep: ")
 	if !ok {
 		return withHint(fmt.Errorf("attach: it ended: %w", err), "see %s", name)
 	}
-	return withHint(errors.New(why), "its log is %s", name)
+	said := withHint(errors.New(why), "its log is %s", name)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == exitGone {
+		return &goneError{said}
+	}
+	return said
 }
 
 // logEnd is the size of a file.

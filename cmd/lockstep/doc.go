@@ -15,6 +15,14 @@
 // that its volumes move at once. A second signal ends it immediately, which loses nothing either: every role must
 // survive kill -9.
 //
+// # Block devices
+//
+//	lockstep attach VOLUME    /dev/nbdN, served by this process; --list, --fuse
+//	lockstep detach VOLUME
+//
+// What is attached is noted in --state-dir, so that an agent that was killed can be started again (package
+// blockdev/kernel has the rules, K1 to K9).
+//
 // # Operator's commands
 //
 //	lockstep volume create|list|show|resume|force|detach-all|delete
@@ -47,6 +55,7 @@
 //	1    it failed; status: a volume is degraded; wal verify: the replica is damaged
 //	2    status: a volume is unavailable
 //	3    status: cannot tell, the view service did not answer or does not know the volume
+//	4    attach: another client has the volume, or it is gone; to start again would not help
 //	64   wrong usage: an unknown command or flag, a malformed value; nothing was done
 //	128+n  a role was ended by a second signal n before it had stopped in good order
 //
@@ -62,6 +71,7 @@
 //	volume.go, handover.go, force.go what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
+//	attach*.go, detach.go         block devices
 //	metrics*.go                   --metrics: Prometheus collects a role's numbers when it is asked
 //	dev*.go                       the cluster for trying things out
 package main

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"strings"
 	"syscall"
+
+	"lockstep/blockdev/kernel"
 )
 
 // Exit codes; doc.go has the table. Scripts depend on them: never renumber.
@@ -16,6 +18,7 @@ const (
 	exitDegraded    = 1
 	exitUnavailable = 2
 	exitCannotTell  = 3
+	exitGone        = 4
 	exitUsage       = 64
 	exitSignal      = 128 // plus the signal's number
 )
@@ -74,6 +77,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &blind):
 		return exitCannotTell
+	case errors.Is(err, kernel.ErrGone):
+		return exitGone
 	}
 	return exitFailed
 }

@@ -50,7 +50,7 @@ func TestAttachedWithoutTheDriver(t *testing.T) {
 	if again := attach(state); again.Code != 1 || !strings.Contains(again.Line(), "attached here already") {
 		t.Errorf("twice with the same notes: exit code %d: %s", again.Code, again.Line())
 	}
-	if second := attach(other); second.Code != 1 || !strings.Contains(second.Line(), "attached exclusively by host") {
+	if second := attach(other); second.Code != 4 || !strings.Contains(second.Line(), "attached exclusively by host") {
 		t.Errorf("as another client: exit code %d: %s", second.Code, second.Line())
 	}
 	list, err := cluster.Command(t.Context(), program, "attach", "--list", "--json", "--state-dir", state)

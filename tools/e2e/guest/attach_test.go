@@ -252,7 +252,7 @@ func attachedOnce(r *rig) {
 	r.attach("")
 	holder := r.agent()
 	res := r.try("lockstep attach vol0 --view " + r.c.View + elsewhere)
-	if res.Code != 1 || !strings.Contains(res.Output, "host guest, pid "+holder) || !strings.Contains(res.Output, "--take-over") {
+	if res.Code != 4 || !strings.Contains(res.Output, "host guest, pid "+holder) || !strings.Contains(res.Output, "--take-over") {
 		r.t.Errorf("exit code %d: %s", res.Code, res.Output)
 	}
 	r.sh("test ! -e /sys/block/nbd1/pid")
@@ -276,7 +276,7 @@ func givenUp(r *rig) {
 	other := r.attach("--take-over" + elsewhere)
 	r.sh("lockstep detach " + other + elsewhere)
 	res := r.try("lockstep attach vol0 --view " + r.c.View)
-	if res.Code != 1 || !strings.Contains(res.Output, "out of date") {
+	if res.Code != 4 || !strings.Contains(res.Output, "out of date") {
 		r.t.Errorf("exit code %d: %s", res.Code, res.Output)
 	}
 	r.sh("test ! -e /sys/block/" + filepath.Base(device) + "/pid")
