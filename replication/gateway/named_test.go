@@ -1,0 +1,35 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"testing"
+)
+
+// G12: a gateway that is started again under its session's name knows nothing of the numbers that its former process gave
+// to requests. Each of its writes is carried out all the same, and that of the next client too.
+func TestSessionOfTheSameNameCarriesOutItsWrites(t *testing.T) {
+	c := startReal(t, 1)
+	block := func(version int) []byte { return bytes.Repeat([]byte{byte(version)}, 4096) }
+	version := 0
+	for process := uint64(1); process <= 3; process++ {
+		addr, g := c.gateway(AttachOptions{Session: "the-same", Generation: process, Exclusive: true, Keep: true})
+		for client := range 2 {
+			d := mustDial(t, addr)
+			for range 3 {
+				version++
+				if _, err := d.WriteAt(block(version), 8192); err != nil {
+					t.Fatalf("process %d, client %d: %v", process, client, err)
+				}
+				got := make([]byte, 4096)
+				if _, err := d.ReadAt(got, 8192); err != nil || !bytes.Equal(got, block(version)) {
+					t.Fatalf("process %d, client %d: version %d was acknowledged, %d is there (%v)", process, client, version, got[0], err)
+				}
+			}
+			d.Close()
+		}
+		if err := g.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
