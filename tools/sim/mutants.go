@@ -34,38 +34,43 @@ func on(name string) string { return `brokenRule == "` + name + `"` }
 
 func off(name string) string { return `brokenRule != "` + name + `"` }
 
-// mutants are the rules of the protocol, one by one.
+// mutants are the rules of the protocol, one by one: those that a simulated cluster shows soon to be missing. The others
+// are broken in the random walks of the core (package replication), where there is less in their way.
 var mutants = []mutant{
-	{"openearly", "pause,kill,slowdisk", 400, []edit{ // a primary opens before its first record is everywhere
+	{"openearly", "pause,kill,slowdisk", 2500, []edit{ // a primary opens before its first record is everywhere
 		{"replication/core_primary.go", "|| c.commit < c.openAt ||", "|| c.commit < c.openAt && " + off("openearly") + " ||"}}},
-	{"ackwritten", "power,blackout,slowdisk", 400, []edit{ // what is written counts, in sync mode always
+	{"ackwritten", "power,blackout,slowdisk", 2500, []edit{ // what is written counts, in sync mode always
 		{"replication/core_primary.go", "	if c.CommitsWritten() {\n		commit = c.written", "	if c.CommitsWritten() || " + on("ackwritten") + " {\n		commit = c.written"}}},
-	{"ackearly", "power,blackout", 400, []edit{ // a backup acknowledges before it synced
+	{"ackearly", "power,blackout", 2500, []edit{ // a backup acknowledges before it synced
 		{"replication/follow.go", "if err := f.storage(r.syncStore()); err != nil {", "if err := f.storage(r.syncStore()); " + off("ackearly") + " && err != nil {"},
-		{"replication/replica.go", "	return r.store.Sync()\n", "	if " + on("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	return r.store.Sync()\n"}}},
-	{"promoteany", "kill,wipe,isolate", 400, []edit{ // the view service promotes a replica that is no member
+		{"replication/replica.go", "	began := r.rt.Now()\n	err := r.store.Sync()\n", "	if " + on("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	began := r.rt.Now()\n	err := r.store.Sync()\n"}}},
+	{"promoteany", "kill,wipe,isolate", 2500, []edit{ // the view service promotes a replica that is no member
 		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + on("promoteany") + ") {\n			rep, _"},
 		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + off("promoteany") + " {\n			return ruleErrorf(rule"}}},
-	{"resumesame", "kill,power", 400, []edit{ // a restarted primary goes on in its old tenure
+	{"resumesame", "kill,power", 2500, []edit{ // a restarted primary goes on in its old tenure
 		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
 		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},
-	{"blank", "wipe,kill", 600, []edit{ // an empty disk goes by the name of the one before
+	{"blank", "wipe,kill", 2500, []edit{ // an empty disk goes by the name of the one before
 		{"tools/sim/machine.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
-	{"forgetview", "kill,power,split", 600, []edit{ // a view is not on the disk before it is acted in
-		{"replication/effects.go", "				err = r.saveHard()\n", "				if e.View.Num < 2 || " + off("forgetview") + " {\n err = r.saveHard()\n }\n"}}},
-	{"addbehind", "kill,pause,slowlink,reset", 400, []edit{ // a learner is added that lacks committed records
+	{"addbehind", "kill,pause,slowlink,reset", 2500, []edit{ // a learner is added that lacks committed records
 		{"replication/core_propose.go", "c.state != StateOpen || p.durable < c.commit {", "c.state != StateOpen || p.durable < c.commit && " + off("addbehind") + " {"},
 		{"replication/core_primary.go", "			commit = min(commit, p.durable)\n", "			if " + off("addbehind") + " || c.view.Has(p.id) {\n commit = min(commit, p.durable)\n }\n"}}},
-	{"addlate", "kill,slowlink,leader,viewserver", 600, []edit{ // a learner is proposed first and waited for later
+	{"addlate", "kill,slowlink,leader,viewserver", 2500, []edit{ // a learner is proposed first and waited for later
 		{"replication/core_propose.go", "p.required, c.joining = true, p.id", "p.required, c.joining = " + off("addlate") + ", p.id"}}},
-	{"localread", "pause,split", 600, []edit{ // reads are not confirmed
+	{"localread", "pause,split", 2500, []edit{ // reads are not confirmed
 		{"replication/core_primary.go", "	if c.alone() {\n		return c.nonce, true", "	if c.alone() || " + on("localread") + " {\n		return c.nonce, true"}}},
-	{"dropearly", "oneway,split,kill,leader", 600, []edit{ // a member is not waited for once its removal was asked for
-		{"replication/core_propose.go", "	if len(stay) < len(c.view.Backups) {\n", "	if len(stay) < len(c.view.Backups) {\n		for _, p := range c.peers {\n if " + on("dropearly") + " && !slices.Contains(stay, p.id) {\n p.required = false\n }\n }\n		c.advance()\n"}}},
-	{"applyearly", "kill,pause,power,split", 400, []edit{ // a backup takes what it has for committed
+	{"dropearly", "oneway,split,kill,leader", 2500, []edit{ // a member is not waited for once its removal was asked for
+		{"replication/core_health.go", "	c.propose(viewsvc.KindRemove,", "	for _, p := range c.peers {\n keep := " + off("dropearly") + "\n for _, id := range stay {\n keep = keep || id == p.id\n }\n p.required = p.required && keep\n }\n	c.advance()\n	c.propose(viewsvc.KindRemove,"}}},
+	{"applyearly", "kill,pause,power,split", 2500, []edit{ // a backup takes what it has for committed
 		{"replication/follow_log.go", "	r.core.Appended(frame.Last())\n", "	r.core.Appended(frame.Last())\n	if " + on("applyearly") + " {\n r.core.Follow(frame.Last())\n }\n"}}},
-	{"nocut", "pause,split,kill", 400, []edit{ // a backup keeps what is not in the primary's log
+	{"nocut", "pause,split,kill", 2500, []edit{ // a backup keeps what is not in the primary's log
 		{"replication/follow_log.go", "	if to >= m.End {\n", "	if to >= m.End || " + on("nocut") + " {\n"}}},
+	{"copyunfinished", "wipe,kill,slowdisk", 2500, []edit{ // a learner is added before its image is whole
+		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
+	{"copynothing", "wipe,kill", 2500, []edit{ // a region copy leaves out what changed
+		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
+	{"copybase", "wipe,kill,power,reset", 2500, []edit{ // a copy that is taken up again forgets where the image was
+		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
 }
 
 // buildMutants builds the simulator with all mutants in it.
