@@ -123,12 +123,15 @@ func (l *load) longest() (from, to time.Time) {
 
 // rest lets fio rest while a node returns: recruiting yields to clients, and would take long.
 func (l *load) rest(wait func() error) error {
-	if err := l.fio.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := l.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	err := wait()
-	return errors.Join(err, l.fio.Process.Signal(syscall.SIGCONT))
+	return errors.Join(err, l.signal(syscall.SIGCONT))
 }
+
+// signal is for fio's job, too, which is a process of its own in fio's group.
+func (l *load) signal(s syscall.Signal) error { return syscall.Kill(-l.fio.Process.Pid, s) }
 
 // goesOn waits for n more of the probe's writes.
 func (l *load) goesOn(ctx context.Context, n int) error {
@@ -153,7 +156,7 @@ func (l *load) end() {
 	l.cancel()
 	l.all.Wait()
 	if l.fio.Process != nil {
-		l.fio.Process.Kill()
+		l.signal(syscall.SIGKILL)
 		l.fio.Wait()
 	}
 }
