@@ -131,11 +131,12 @@
 //	I9  At most one replica can commit or answer reads.                               Core.open, Core.ReadTicket; the random walks
 //	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.propose
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
-//	I12 Members are byte-equal once everything is applied.                            end-to-end tests
+//	I12 Members are byte-equal once everything is applied.                            verify; end-to-end tests
 //
 // # Limits
 //
 // Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A backup whose
-// log is much smaller than the primary's can fill up with records whose commit it has not heard of. A replica that was
-// forced out of the history (by an operator's promotion) has to be formatted anew.
+// log is much smaller than the primary's can fill up with records whose commit it has not heard of. Log shipping sends
+// every version of a block that was written while a replica was away. A full disk poisons its replica like any other
+// storage error, until its node is started again; a lone primary's clients are not told ENOSPC.
 package replication
