@@ -170,7 +170,8 @@ func TestLostReplyLosesNoWrite(t *testing.T) {
 		g.deafen("a", false)
 		unpin()
 		g.open(2)
-		if o := c.outcome(patience); o != isAborted {
+		// The answer that was lost may still come before the news of b: the write is in the history, so that is right, too.
+		if o := c.outcome(patience); o == stillWaits {
 			t.Errorf("at the old primary the write %s", o)
 		}
 		g.mustComplete(now, q)
@@ -242,8 +243,9 @@ func TestCutOffPrimaryServesNothingAlsoWhenItsSuccessorIsDead(t *testing.T) {
 		g.deafen("a", false)
 		// It restarted as primary of the last view: only with a tenure of its own may it go on.
 		g.become("b")
+		g.await("b in office", func(v viewsvc.View) bool { return g.replica("b").Report().Role == viewsvc.RolePrimary })
 		q := readBlock(0)
-		g.mustComplete(g.attachTo(g.open(1)), q)
+		g.mustComplete(g.attachTo(g.replica("b")), q)
 		if blockVersion(q.Data) != 2 {
 			t.Errorf("version %d after all", blockVersion(q.Data))
 		}
