@@ -364,6 +364,18 @@ func TestClientTakesExtents(t *testing.T) {
 	}
 }
 
+// A block status that succeeds with nothing told is no answer.
+func TestBlockStatusWithoutExtentsIsAProtocolError(t *testing.T) {
+	addr := fakeServer(t, func(r *raw) {
+		r.letInStructured()
+		_, cookie, _ := r.takeRequest()
+		r.send(uint32(magicStructured), uint16(done), uint16(chunkNone), cookie, uint32(0))
+	})
+	if _, err := openDisk(t, addr, "a").Extents(0, 4096); !errors.Is(err, nbd.ErrProtocol) {
+		t.Fatal(err)
+	}
+}
+
 // A server that does not tell of extents is not asked; the client's caller learns why.
 func TestExtentsOfAServerWithout(t *testing.T) {
 	addr := fakeServer(t, func(r *raw) { r.letIn(); r.nc.Read(make([]byte, 1)) })

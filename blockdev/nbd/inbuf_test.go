@@ -9,6 +9,16 @@ import (
 	"time"
 )
 
+// vectors is a source that can read into two places at once.
+type vectors struct{ io.Reader }
+
+func (v vectors) readv(p, rest []byte) (int, error) {
+	both := make([]byte, len(p)+len(rest))
+	n, err := v.Read(both)
+	copy(rest, both[copy(p, both[:n]):n])
+	return n, err
+}
+
 // Whatever the sizes of reads and of what is taken, the stream comes out as it went in.
 func TestInbufKeepsTheStream(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
@@ -23,6 +33,7 @@ func TestInbufKeepsTheStream(t *testing.T) {
 		"whole reads": bytes.NewReader(stream),
 		"half reads":  iotest.HalfReader(bytes.NewReader(stream)),
 		"bytes":       iotest.OneByteReader(bytes.NewReader(stream)),
+		"vectors":     vectors{bytes.NewReader(stream)},
 	} {
 		b := &inbuf{src: src, buf: make([]byte, size)}
 		at := 0
