@@ -33,6 +33,8 @@ type load struct {
 	fio    *exec.Cmd
 	out    bytes.Buffer // fio's
 
+	gate sync.RWMutex // held while all rest; each request of probe and checker passes it
+
 	// mu guards everything below.
 	mu       sync.Mutex
 	stats    stamped.Stats
@@ -59,6 +61,7 @@ func startLoad(ctx context.Context, uri string) (*load, error) {
 		stats, err := stamped.Run(ctx, l.ledger, stamped.Options{
 			Dial:  func(ctx context.Context) (stamped.Disk, error) { return stamped.DialNBD(ctx, uri) },
 			Conns: 1, Depth: 4, MaxCells: 16,
+			Observe: func(stamped.Kind, time.Time, time.Duration) { l.pass() },
 		})
 		l.mu.Lock()
 		l.stats = stats
@@ -69,7 +72,7 @@ func startLoad(ctx context.Context, uri string) (*load, error) {
 		defer disk.Close()
 		l.failed("probe", l.probe(ctx, disk))
 	})
-	l.fio = exec.Command("fio", "--name=load", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bs=4k", "--iodepth=32",
+	l.fio = exec.Command("fio", "--name=load", "--thread", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bs=4k", "--iodepth=32",
 		"--offset="+fioOffset, "--size="+fioSize, "--norandommap", "--time_based", "--runtime=24h", "--output-format=json")
 	l.fio.Stdout = &l.out
 	// It does not outlive this process, and Ctrl-C is for this process to act on.
@@ -103,8 +106,15 @@ func (l *load) probe(ctx context.Context, disk *stamped.NBD) error {
 		}
 		l.acked, l.last = l.acked+1, now
 		l.mu.Unlock()
+		l.pass()
 	}
 	return nil
+}
+
+// pass waits while all rest.
+func (l *load) pass() {
+	l.gate.RLock()
+	defer l.gate.RUnlock()
 }
 
 // reset begins to look for the longest pause, now.
@@ -121,16 +131,18 @@ func (l *load) longest() (from, to time.Time) {
 	return l.from, l.to
 }
 
-// rest lets fio rest while a node returns: recruiting yields to clients, and would take long.
+// rest lets all clients rest while a node returns: recruiting yields to clients, and would take long.
 func (l *load) rest(wait func() error) error {
 	if err := l.signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
+	l.gate.Lock()
 	err := wait()
+	l.gate.Unlock()
 	return errors.Join(err, l.signal(syscall.SIGCONT))
 }
 
-// signal is for fio's job, too, which is a process of its own in fio's group.
+// signal is for fio, whose job is a thread of it: as a process it would be a session of its own.
 func (l *load) signal(s syscall.Signal) error { return syscall.Kill(-l.fio.Process.Pid, s) }
 
 // goesOn waits for n more of the probe's writes.

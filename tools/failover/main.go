@@ -5,9 +5,9 @@
 //	go run ./tools/failover -kills 5 -handovers 5 -stops 1
 //
 // A view server, two nodes and a gateway run on this machine, with default settings. All clients come through the gateway:
-// fio with 32 random 4 KiB writes in flight, which rests while a node that was lost comes back; the stamped-write checker (tools/stamp), which knows at any moment what a
+// fio with 32 random 4 KiB writes in flight, the stamped-write checker (tools/stamp), which knows at any moment what a
 // read may return; and the probe, which writes one 4 KiB block after the other. A pause is the longest time between two
-// of the probe's acknowledgements around an event. The command fails if any client gets an error, or the checker finds a
+// of the probe's acknowledgements around an event. While a node that was lost comes back, all of them rest. The command fails if any client gets an error, or the checker finds a
 // write that was lost, torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
