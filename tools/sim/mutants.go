@@ -71,6 +71,8 @@ var mutants = []mutant{
 		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
 	{"copybase", "wipe,kill,power,reset", 2500, []edit{ // a copy that is taken up again forgets where the image was
 		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
+	{"cachedlease", "isolate,oneway", 2500, []edit{ // a lease that ran once runs for ever
+		{"replication/core_primary.go", "at < c.leased() {", "(at < c.leased() || " + on("cachedlease") + " && c.leased() > 0) {"}}},
 }
 
 // buildMutants builds the simulator with all mutants in it.
