@@ -326,6 +326,9 @@ func (m *machine) end(power bool) {
 			})
 		}
 	}
+	if m.store != nil {
+		_ = m.store.Abandon() // as if the process died; what it says of that is nobody's business
+	}
 	m.p, m.store, m.replica = nil, nil, nil
 	m.stopped = m.w.now
 }

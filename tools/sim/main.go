@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// memoryLimit is when the garbage collector gets busy.
+const memoryLimit = 1 << 30
+
 // How many seeds it takes for everything that is counted to happen at least once, but for what is rare, and with it.
 const (
 	enoughSeeds  = 2000
@@ -32,7 +35,7 @@ func main() {
 		workers = flag.Int("workers", runtime.NumCPU(), "how many to play at a time")
 	)
 	flag.Parse()
-	debug.SetGCPercent(400) // a run makes much garbage, of which little lives long
+	debug.SetMemoryLimit(memoryLimit) // a run makes much garbage, of which little lives long
 	var faults []fault
 	if *only != "" {
 		var err error
