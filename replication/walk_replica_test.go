@@ -16,7 +16,7 @@ func (r *wReplica) start(commit int) {
 	r.up, r.seen = true, commit
 	r.core = NewCore(Config{Self: walkIDs[r.i], Volume: "v", Leases: r.w.leases},
 		Start{View: r.view, End: wal.LSN(len(r.log)), Commit: wal.LSN(commit), Suspect: r.suspect, Now: r.time()})
-	if r.w.mutant == "forgetgrant" {
+	if r.w.mutant == "forgetgrant" || !r.w.leases { // without leases nothing was ever promised
 		r.core.given = given{}
 	}
 	if !r.w.always() {

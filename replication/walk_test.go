@@ -139,7 +139,11 @@ func (r *wReplica) time() Instant {
 
 // pass lets some time go by, and those wake up who wanted to.
 func (w *walk) pass() {
-	w.now += time.Duration(1 + w.rng.IntN(int(grantMax)/8))
+	step := 2 * grantMax // promises are over before those that wait for them have lost interest
+	if w.mode == walkLease {
+		step = grantMax / 8
+	}
+	w.now += time.Duration(1 + w.rng.IntN(int(step)))
 	for _, r := range w.rs {
 		if r.up && r.core.wakeAt != 0 && r.time() >= r.core.wakeAt && !w.one(4) {
 			r.core.Wake(r.time())
@@ -268,7 +272,7 @@ func newWalk(seed uint64, mode walkMode, mutant string, tracing bool) *walk {
 		}
 	}
 	w.hist = []viewsvc.View{first}
-	w.now, w.leases = time.Hour, mode == walkLease || w.one(3)
+	w.now, w.leases = time.Hour, mode == walkLease || mode != walkFlushCrash && w.one(3)
 	for i := range w.rs {
 		w.rs[i] = &wReplica{w: w, i: i, clock: w.newClock()}
 		w.rs[i].start(0)
