@@ -145,7 +145,7 @@ type Core struct {
 	joining   viewsvc.ReplicaID // a learner in R that is to be proposed when it has what is committed
 	proposal  *viewsvc.Proposal // asked for and not settled
 	asked     bool              // a try of it is under way
-	tries     int
+	questions uint64            // how many were asked, tries counted
 	retryIn   int
 	ticks     int
 	successor viewsvc.ReplicaID // of a handover under way

@@ -101,35 +101,36 @@ func (c *Core) handOver() {
 func (c *Core) propose(k viewsvc.Kind, primary viewsvc.ReplicaID, backups []viewsvc.ReplicaID, reason string) {
 	c.proposal = &viewsvc.Proposal{Volume: c.cfg.Volume, Expect: c.view.Num, Tenure: c.view.Tenure, From: c.cfg.Self,
 		Kind: k, Primary: primary, Backups: backups, Reason: reason}
-	c.tries = 0
 	c.ask()
 }
 
+// ask puts the question, with a number of its own each time: it is another proposal to the driver, and an answer to an
+// earlier one counts for nothing.
 func (c *Core) ask() {
-	c.asked, c.retryIn = true, retryTicks
-	c.tries++
+	again := *c.proposal
+	c.questions++
+	again.Try = c.questions
+	c.proposal, c.asked, c.retryIn = &again, true, retryTicks
 	c.emit(Effect{Kind: EffectPropose, Proposal: c.proposal})
 }
 
 // ProposalLost tells that the answer to a proposal was lost: it may or may not have been accepted. It is asked
-// again; only a newer view settles it.
+// again; a newer view settles it, or a refusal.
 func (c *Core) ProposalLost(p *viewsvc.Proposal) {
 	if p == c.proposal {
 		c.asked = false
 	}
 }
 
-// ProposalRefused tells that the view service, in the very view that was expected, will not have the proposal. After
-// earlier tries whose answers were lost this settles nothing: one of them may still be on its way.
+// ProposalRefused tells that the view service, in the very view that was expected, will not have the proposal. That
+// settles it, also when the answers to earlier tries were lost: had one of them been accepted, the view would be another,
+// and one that is still on its way will be refused because of its number (viewsvc V10).
 func (c *Core) ProposalRefused(p *viewsvc.Proposal) {
-	switch {
-	case p != c.proposal:
-	case c.tries > 1:
-		c.asked = false
-	default:
-		c.settled()
-		c.require()
-		c.emit(Effect{Kind: EffectTargets})
-		c.progress()
+	if p != c.proposal {
+		return
 	}
+	c.settled()
+	c.require()
+	c.emit(Effect{Kind: EffectTargets})
+	c.progress()
 }

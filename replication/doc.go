@@ -70,7 +70,7 @@
 //     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
 //     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
-//     seen (I8). What is sent yields to clients, and clients that run away from a learner are slowed down, a little and
+//     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to clients, and clients that run away from a learner are slowed down, a little and
 //     not for ever (pace.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
 //     disowned: its node sets it aside and makes another (outcast.go).

@@ -224,6 +224,7 @@ type walk struct {
 	mode    walkMode
 	mutant  string
 	hist    []viewsvc.View
+	tried   map[viewsvc.ViewNum]uint64 // by tenure: the newest question of its primary that was decided
 	rs      [walkReplicas]*wReplica
 	conns   []*wConn
 	props   []*wProposal
@@ -264,7 +265,7 @@ func (w *walk) fail(format string, args ...any) {
 func (w *walk) one(n int) bool { return w.rng.IntN(n) == 0 }
 
 func newWalk(seed uint64, mode walkMode, mutant string, tracing bool) *walk {
-	w := &walk{rng: rand.New(rand.NewPCG(seed, 7)), mode: mode, mutant: mutant, tracing: tracing}
+	w := &walk{rng: rand.New(rand.NewPCG(seed, 7)), mode: mode, mutant: mutant, tracing: tracing, tried: map[viewsvc.ViewNum]uint64{}}
 	first := viewsvc.View{Volume: "v", Num: 1, Tenure: 1, Primary: walkIDs[0]}
 	for _, r := range walkIDs[1:] {
 		if w.one(2) {

@@ -71,6 +71,13 @@ func (w *walk) decide() {
 	w.props = slices.Delete(w.props, k, k+1)
 	cur, p := w.current(), q.p
 	conflict, refused := p.Expect != cur.Num, len(w.hist) == walkViews || w.one(12)
+	if !conflict && p.Tenure == cur.Tenure { // V10
+		if p.Try <= w.tried[p.Tenure] && w.mutant != "latetry" {
+			refused = true
+		} else {
+			w.tried[p.Tenure] = max(w.tried[p.Tenure], p.Try)
+		}
+	}
 	if !conflict && !refused {
 		refused = !w.allowed(cur, p)
 	}

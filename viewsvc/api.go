@@ -196,11 +196,12 @@ func (s *Server) handleWatch(r *http.Request, _ none) (VolumeStatus, error) {
 }
 
 func (s *Server) handlePropose(_ *http.Request, p Proposal) (View, error) {
-	err := s.withMonitor(func(m *Monitor) error { return m.Vet(p) })
+	var cmd Command
+	err := s.withMonitor(func(m *Monitor) (err error) { cmd, err = m.Vet(p); return err })
 	if err != nil {
 		return View{}, err
 	}
-	result, err := s.commitNow(Command{Op: OpView, Proposal: &p})
+	result, err := s.commitNow(cmd)
 	return result.View, err
 }
 

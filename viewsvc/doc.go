@@ -54,6 +54,10 @@
 //	V9  A proposal that expects a view above n is evidence that this service lost state: rejected for ever. The
 //	    leader makes no view for a volume of which some replica reports a view above n.
 //
+//	V10 The questions of a tenure's primary are numbered (Try). One is refused when a later one was decided, that is
+//	    accepted or refused. So a primary that is refused knows that none of its earlier questions, whose
+//	    answers were lost, will be accepted any more.
+//
 // It follows that no view has the members and roles of the one before, Resume excepted. Rejections are a
 // *ConflictError for an old Expect, else a *RuleError that names the rule.
 //

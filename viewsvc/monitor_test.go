@@ -216,7 +216,8 @@ func (r *rig) propose(p Proposal) {
 	r.t.Helper()
 	v := r.view()
 	p.Volume, p.Expect, p.Tenure, p.From = vol, v.Num, v.Tenure, v.Primary
-	if err := errors.Join(r.m.Vet(p), r.apply(Command{Op: OpView, Proposal: &p})); err != nil {
+	cmd, err := r.m.Vet(p)
+	if err := errors.Join(err, r.apply(cmd)); err != nil {
 		r.t.Fatal(err)
 	}
 	r.settle()
@@ -397,9 +398,16 @@ func TestPoisonedPrimaryIsReplacedAndNeverRecruited(t *testing.T) {
 	}
 	poisoned := r.nodes["n1"].Replicas[0].Replica
 	v := r.view()
-	err := r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindAdd, Primary: v.Primary, Backups: ids(poisoned)})
-	if _, ok := errors.AsType[*RuleError](err); !ok {
+	cmd, err := r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindAdd, Primary: v.Primary, Backups: ids(poisoned), Try: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := errors.AsType[*RuleError](r.apply(cmd)); !ok {
 		t.Errorf("adding it: %v", err)
+	}
+	cmd.Veto = "" // an earlier try, which a leader got that knew nothing of this
+	if _, ok := errors.AsType[*RuleError](r.apply(cmd)); !ok {
+		t.Error("a proposal that was refused is accepted when it comes again")
 	}
 }
 
@@ -728,7 +736,7 @@ func TestForeignClusterIsRefused(t *testing.T) {
 	if !errors.Is(err, ErrForeignCluster) || r.m.nodes["n2"] != nil {
 		t.Errorf("%v, %+v", err, r.m.nodes["n2"])
 	}
-	if err := r.m.Vet(Proposal{Cluster: "d", Kind: KindAdd}); !errors.Is(err, ErrForeignCluster) {
+	if _, err := r.m.Vet(Proposal{Cluster: "d", Kind: KindAdd}); !errors.Is(err, ErrForeignCluster) {
 		t.Errorf("proposal: %v", err)
 	}
 }
@@ -752,7 +760,7 @@ func TestRolledBackServiceMakesNoView(t *testing.T) {
 		t.Errorf("force: %v", err)
 	}
 	v := r.view()
-	err = r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindRemove, Primary: v.Primary})
+	_, err = r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindRemove, Primary: v.Primary})
 	if !errors.Is(err, ErrRolledBack) {
 		t.Errorf("proposal: %v", err)
 	}

@@ -135,29 +135,31 @@ func (m *Monitor) OrderResume(name string) error {
 	return nil
 }
 
-// Vet refuses a node's proposal that the rules would let pass but that soft knowledge forbids.
-func (m *Monitor) Vet(p Proposal) error {
+// Vet makes the command of a node's proposal. What soft knowledge forbids goes through Raft too, with a veto: a refusal
+// that is not in the log would not hold for a repetition that another leader gets (V10).
+func (m *Monitor) Vet(p Proposal) (Command, error) {
 	if p.Cluster != "" && p.Cluster != m.state.cluster {
-		return fmt.Errorf("%w: the proposal is for cluster %s, this is %s", ErrForeignCluster, p.Cluster, m.state.cluster)
+		return Command{}, fmt.Errorf("%w: the proposal is for cluster %s, this is %s", ErrForeignCluster, p.Cluster, m.state.cluster)
 	}
 	switch p.Kind {
 	case KindAdd, KindRemove, KindHandover:
 	case KindFirst, KindPromote, KindResume, KindForce:
-		return ruleErrorf("V1", "nodes do not propose kind %q", p.Kind)
+		return Command{}, ruleErrorf("V1", "nodes do not propose kind %q", p.Kind)
 	default:
-		return ruleErrorf("V1", "kind %q is unknown", p.Kind)
+		return Command{}, ruleErrorf("V1", "kind %q is unknown", p.Kind)
 	}
 	v := m.state.volumes[p.Volume]
 	if v == nil || v.Deleting {
-		return fmt.Errorf("%w: volume %s", ErrNotFound, p.Volume)
+		return Command{}, fmt.Errorf("%w: volume %s", ErrNotFound, p.Volume)
 	}
 	if w := m.volume(p.Volume); m.rolledBack(v, w) {
-		return fmt.Errorf("%w: %s", ErrRolledBack, m.problem(v, w))
+		return Command{}, fmt.Errorf("%w: %s", ErrRolledBack, m.problem(v, w))
 	}
+	c := Command{Op: OpView, Proposal: &p}
 	for _, r := range append([]ReplicaID{p.Primary}, p.Backups...) {
 		if rep, ok := m.report(v, r); ok && rep.Role == RolePoisoned && (p.Kind == KindAdd && !v.View.Has(r) || r == p.Primary && p.Kind == KindHandover) {
-			return ruleErrorf("V1", "the storage of replica %s failed: %s", r, rep.Error)
+			c.Veto = fmt.Sprintf("the storage of replica %s failed: %s", r, rep.Error)
 		}
 	}
-	return nil
+	return c, nil
 }

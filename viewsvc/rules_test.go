@@ -409,3 +409,38 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("nodes %v", h[0].Nodes)
 	}
 }
+
+// V10: a primary that was refused may rely on it that nothing it asked before is accepted later.
+func TestEarlierTriesAreRefusedOnceALaterOneIsDecided(t *testing.T) {
+	s := inView(t)
+	add := Proposal{Volume: vol, Expect: 2, Tenure: 1, From: "r1", Kind: KindAdd, Primary: "r1", Backups: ids("r2", "r3"), Try: 1}
+	nonsense := add
+	nonsense.Backups, nonsense.Try = ids("r2"), 2
+	apply := func(p Proposal) error {
+		_, err := s.Apply(Command{Op: OpView, Proposal: &p})
+		return err
+	}
+	if _, ok := errors.AsType[*RuleError](apply(nonsense)); !ok {
+		t.Fatal("an addition of nobody was not refused")
+	}
+	if e, ok := errors.AsType[*RuleError](apply(add)); !ok || e.Rule != "V10" {
+		t.Errorf("a question that came after a later one was refused: %v", e)
+	}
+	b, err := s.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err = DecodeState(bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := errors.AsType[*RuleError](apply(add)); !ok || e.Rule != "V10" {
+		t.Errorf("the same after a snapshot: %v", e)
+	}
+	add.Try = 3
+	if err := apply(add); err != nil {
+		t.Errorf("the next question: %v", err)
+	}
+	if _, ok := errors.AsType[*ConflictError](apply(add)); !ok {
+		t.Error("a repetition of what was accepted is no conflict")
+	}
+}

@@ -37,6 +37,7 @@ type Command struct {
 	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim
 	Replica  ReplicaID `json:"replica,omitempty"` // OpReplica
 	Proposal *Proposal `json:"proposal,omitempty"`
+	Veto     string    `json:"veto,omitempty"` // OpView: why the leader will not have it, whatever the rules say
 
 	Claim *ClaimChange `json:"claim,omitempty"` // OpClaim
 }
@@ -72,9 +73,17 @@ type volumeState struct {
 	// Replicas has the node of every replica that was ever registered. One that is no Assignment's was
 	// superseded by a new copy on the same node; it can still be a member of the view.
 	Replicas map[ReplicaID]NodeID `json:"replicas"`
+	// Tried is the newest question of the present primary that was decided (V10).
+	Tried tried `json:"tried,omitzero"`
 	// History ends with View.
 	// Invariant: Num grows by one from entry to entry.
 	History []HistoryEntry `json:"history"`
+}
+
+// tried is a proposer's question: its tenure, and its number in that.
+type tried struct {
+	Tenure ViewNum `json:"tenure"`
+	Try    uint64  `json:"try"`
 }
 
 // maxReplicas bounds Replicas: a node that makes new copies in a loop must not fill the view servers.
@@ -286,6 +295,18 @@ func (s *State) applyReplica(c Command) (Result, error) {
 	return Result{Volume: c.Volume}, nil
 }
 
+// count holds V10. It changes the state also when the proposal is refused afterwards: that is its point.
+func (v *volumeState) count(p Proposal) error {
+	if p.Try == 0 || p.Expect != v.View.Num || p.From != v.View.Primary || p.Tenure != v.View.Tenure {
+		return nil // not of the present primary in the present view: refused by other rules
+	}
+	if v.Tried.Tenure == p.Tenure && p.Try <= v.Tried.Try {
+		return ruleErrorf("V10", "question %d came after question %d was decided", p.Try, v.Tried.Try)
+	}
+	v.Tried = tried{p.Tenure, p.Try}
+	return nil
+}
+
 func (s *State) applyView(c Command) (Result, error) {
 	if c.Proposal == nil {
 		return Result{}, fmt.Errorf("%w: a view needs a proposal", ErrInvalid)
@@ -294,6 +315,12 @@ func (s *State) applyView(c Command) (Result, error) {
 	v, err := s.live(p.Volume)
 	if err != nil {
 		return Result{}, err
+	}
+	if err := v.count(p); err != nil {
+		return Result{}, err
+	}
+	if c.Veto != "" {
+		return Result{}, ruleErrorf("V1", "%s", c.Veto)
 	}
 	next, err := nextView(v, p)
 	if err != nil {

@@ -191,11 +191,14 @@ const (
 
 // Proposal asks for the view after Expect. The service accepts it only by the rules of doc.go.
 type Proposal struct {
-	Cluster string      `json:"cluster,omitempty"` // the proposer's cluster; a foreign one is refused
-	Volume  VolumeID    `json:"volume"`
-	Expect  ViewNum     `json:"expect"` // the view that the proposer is in; compare-and-swap
-	Tenure  ViewNum     `json:"tenure"` // the proposer's tenure: Add, Remove and Handover only
-	From    ReplicaID   `json:"from"`   // the proposer; "" for the service itself
+	Cluster string    `json:"cluster,omitempty"` // the proposer's cluster; a foreign one is refused
+	Volume  VolumeID  `json:"volume"`
+	Expect  ViewNum   `json:"expect"` // the view that the proposer is in; compare-and-swap
+	Tenure  ViewNum   `json:"tenure"` // the proposer's tenure: Add, Remove and Handover only
+	From    ReplicaID `json:"from"`   // the proposer; "" for the service itself
+	// Try numbers the proposer's questions in its tenure, repetitions too, so that a refusal also refuses whatever it asked
+	// before and had no answer to (V10). 0 is no number.
+	Try     uint64      `json:"try,omitempty"`
 	Kind    Kind        `json:"kind"`
 	Primary ReplicaID   `json:"primary"`
 	Backups []ReplicaID `json:"backups"`

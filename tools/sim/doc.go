@@ -39,11 +39,5 @@
 //     members hold the same bytes (I12).
 //   - Certain things have happened sometimes (stats.go): a run in which no tail is ever cut proves little about cutting.
 //
-// # Known
-//
-// Seed 1444 fails: a primary whose proposal to add a learner had lost answers waits for that learner for ever when its
-// disk is replaced meanwhile, since the view service then refuses the proposal and no other view settles it
-// (Core.ProposalRefused).
-//
 // mutants.go breaks one rule at a time; each has to be found.
 package main

@@ -17,7 +17,7 @@ const memoryLimit = 1 << 30
 
 // How many seeds it takes for everything that is counted to happen at least once, but for what is rare, and with it.
 const (
-	enoughSeeds  = 1400
+	enoughSeeds  = 2000
 	enoughForAll = 20000
 )
 

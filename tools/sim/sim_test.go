@@ -31,7 +31,7 @@ func TestSeedsKeepTheRules(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := exec.CommandContext(t.Context(), binary, "-seeds", "1400").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), binary, "-seeds", "2000").CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
 		t.Errorf("%v; `go run ./tools/sim -seed N -trace` shows what happened", err)

@@ -319,11 +319,12 @@ func (v *views) ping(p *proc, host string, req viewsvc.PingRequest) (viewsvc.Pin
 // propose is a primary's request for a view.
 func (v *views) propose(p *proc, host string, q viewsvc.Proposal) (viewsvc.View, error) {
 	view, err := call(v, p, host, rpcTimeout, func(reply func(viewsvc.View, error)) {
-		if err := v.mon.Vet(q); err != nil {
+		c, err := v.mon.Vet(q)
+		if err != nil {
 			reply(viewsvc.View{}, err)
 			return
 		}
-		v.commit(viewsvc.Command{Op: viewsvc.OpView, Proposal: &q}, func(r viewsvc.Result, err error) { reply(r.View, err) })
+		v.commit(c, func(r viewsvc.Result, err error) { reply(r.View, err) })
 	})
 	if errors.Is(err, errNoLeader) {
 		v.w.stats.note(proposalLost)
