@@ -19,10 +19,12 @@ func (r *Replica) mayAttach(id blockdev.SessionID) error {
 	case !alive:
 		return fmt.Errorf("%w: this client of volume %s was ended for good, by a take-over or an operator (now attached: %v); connect anew",
 			blockdev.ErrExclusive, name, claim)
+	case id.Exclusive && claim.Owner != id.Name:
+		// Its gateway had the claim from the view service before it came here, and whoever takes one away ends the session
+		// for good: so it is this replica that is behind, also if it knows of another owner.
+		return fmt.Errorf("attach to %s: nothing heard yet of the session's claim: %w", name, blockdev.ErrNotPrimary)
 	case !free:
 		return fmt.Errorf("%w: volume %s is attached by %v; detach it there, or take it over with --take-over", blockdev.ErrExclusive, name, claim)
-	case id.Exclusive && claim.Owner != id.Name:
-		return fmt.Errorf("attach to %s: nothing heard yet of the session's claim: %w", name, blockdev.ErrNotPrimary)
 	case id.Exclusive && !claim.Held:
 		for s := range r.sessions {
 			if s.id.Name != claim.Owner {
