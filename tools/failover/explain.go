@@ -11,7 +11,16 @@ import (
 )
 
 // parts are what a pause consists of, in order.
-var parts = [...]string{"detect", "promote", "open", "reconnect", "replay"}
+var parts = [...]string{"drain", "decide", "promote", "open", "reconnect", "replay"}
+
+// The facts that end the parts.
+const (
+	drained = iota
+	decided
+	promoted
+	opened
+	attached
+)
 
 // pause is one pause.
 type pause struct {
@@ -78,7 +87,7 @@ func (m logMarks) since(name string) ([]logLine, error) {
 }
 
 // slack is how much later than the fact a line may be logged.
-const slack = 20 * time.Millisecond
+const slack = 5 * time.Millisecond
 
 func minTime(a, b time.Time) time.Time {
 	if b.Before(a) {
@@ -87,51 +96,77 @@ func minTime(a, b time.Time) time.Time {
 	return a
 }
 
-// explain takes a pause apart that lasted from..to, around an event that began at a time.
-func (m logMarks) explain(p *pause, began, from, to time.Time) error {
-	var marks [len(parts)]time.Time // ends of the parts
+// facts are when things happened, by the logs; the ends of all parts but the last.
+type facts [len(parts) - 1]time.Time
+
+// after finds what has happened since a time.
+func (m logMarks) after(began time.Time) (facts, error) {
+	var f facts
 	first := func(i int, t time.Time) {
-		if marks[i].IsZero() || t.Before(marks[i]) {
-			marks[i] = t
+		if f[i].IsZero() || t.Before(f[i]) {
+			f[i] = t
 		}
 	}
 	for name := range m {
 		lines, err := m.since(name)
 		if err != nil {
-			return err
+			return f, err
 		}
 		for _, l := range lines {
-			if l.Time.Before(from) || l.Time.After(to.Add(slack)) {
+			if l.Time.Before(began) {
 				continue
 			}
-			l.Time = minTime(l.Time, to)
 			switch role := strings.TrimSuffix(filepath.Base(name), ".log"); {
+			case l.Message == "propose":
+				first(drained, l.Time)
 			case role == "v1" && l.Message == "view":
-				first(0, l.Time)
-			case role == "gateway" && l.Message == "up":
-				marks[3] = l.Time // the last: the probe's, or one as late
+				first(decided, l.Time)
 			case l.Message == "state" && l.State == "opening":
-				first(1, l.Time)
+				first(promoted, l.Time)
 			case l.Message == "state" && l.State == "primary":
-				first(2, l.Time)
+				first(opened, l.Time)
+			case role == "gateway" && l.Message == "up":
+				first(attached, l.Time)
 			}
 		}
 	}
-	marks[4] = to
-	at := from
+	if f[drained].IsZero() || f[decided].Before(f[drained]) {
+		f[drained] = began // nobody proposed this view: the service made it
+	}
+	return f, nil
+}
+
+// explain finds the pause around an event that began at a time, and takes it apart.
+func (m logMarks) explain(began time.Time, gaps []gap) (pause, error) {
+	f, err := m.after(began)
+	if err != nil {
+		return pause{}, err
+	}
+	var g gap
+	for _, x := range gaps {
+		if !f[attached].IsZero() && x.from.After(f[attached]) {
+			break // the new primary serves: what comes is no part of this
+		}
+		if x.to.After(began) && x.length() > g.length() {
+			g = x
+		}
+	}
+	p := pause{whole: g.length()}
+	at := g.from
 	if began.After(at) {
 		at = began
 	}
-	for i, t := range marks {
-		if t.Before(at) {
-			if t.IsZero() {
-				return nil // the event fell between two writes, or a log line is late
-			}
-			t = at
+	for i, t := range append(f[:], g.to) {
+		// The log's time is a little later than the fact: the write may be acknowledged before the line is written.
+		if t.IsZero() || t.Before(g.from) && i > drained || t.After(g.to.Add(slack)) {
+			return p, nil // this gap was before the view
 		}
-		p.parts[i] = t.Sub(at)
-		at = t
+		t = minTime(t, g.to)
+		p.parts[i] = max(t.Sub(at), 0)
+		if t.After(at) {
+			at = t
+		}
 	}
 	p.known = true
-	return nil
+	return p, nil
 }

@@ -23,17 +23,17 @@ func TestPausesAreMeasuredAndExplained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := measure(t.Context(), options{binary: binary, kills: 1, handovers: 1}, filepath.Join(dir))
+	r, err := measure(t.Context(), options{binary: binary, quiet: 1, kills: 1, handovers: 1}, filepath.Join(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b strings.Builder
 	r.markdown(&b)
 	t.Log(b.String())
-	if len(r.Events) != 2 || r.Events[0].Times != 1 || r.Load.FioWrites == 0 || r.Load.Checked == 0 {
+	if len(r.Events) != 3 || r.Events[0].Times != 1 || r.Load.FioWrites == 0 || r.Load.Checked == 0 {
 		t.Errorf("%+v", r)
 	}
-	if e := r.Events[1]; e.Pause[0] <= 0 || e.Known != 1 {
+	if e := r.Events[2]; e.Pause[0] <= 0 || e.Known != 1 {
 		t.Errorf("a kill without a pause, or without its story: %+v", e)
 	}
 }
@@ -48,7 +48,7 @@ func TestPauseIsTakenApart(t *testing.T) {
 	line := func(ms int, rest string) string {
 		return `{"level":"info","time":"` + at(ms).Format(time.RFC3339Nano) + `",` + rest + "}\n"
 	}
-	for name, text := range map[string]string{"v1": "", "n2": "", "gateway": line(90, `"message":"up"`)} {
+	for name, text := range map[string]string{"v1": "", "n1": "", "n2": "", "gateway": line(90, `"message":"up"`)} {
 		if err := os.WriteFile(filepath.Join(logs, name+".log"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -59,6 +59,7 @@ func TestPauseIsTakenApart(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"v1":      line(110, `"message":"view","view":2`),
+		"n1":      line(104, `"message":"propose"`),
 		"n2":      line(113, `"message":"state","state":"opening"`) + line(120, `"message":"state","state":"primary"`) + `{"time`,
 		"gateway": line(121, `"message":"up"`) + line(124, `"message":"up"`),
 	} {
@@ -69,16 +70,17 @@ func TestPauseIsTakenApart(t *testing.T) {
 		f.WriteString(text)
 		f.Close()
 	}
-	p := pause{whole: 30 * time.Millisecond}
-	if err := m.explain(&p, at(100), at(99), at(129)); err != nil {
+	gaps := []gap{{at(90), at(99)}, {at(99), at(129)}, {at(129), at(200)}}
+	p, err := m.explain(at(100), gaps)
+	if err != nil {
 		t.Fatal(err)
 	}
-	want := [...]time.Duration{10e6, 3e6, 7e6, 4e6, 5e6}
-	if !p.known || p.parts != want {
+	want := [...]time.Duration{4e6, 6e6, 3e6, 7e6, 1e6, 8e6}
+	if !p.known || p.whole != 30*time.Millisecond || p.parts != want {
 		t.Errorf("%+v, want %v", p, want)
 	}
-	p = pause{}
-	if err := m.explain(&p, at(100), at(115), at(129)); err != nil || p.known {
+	gaps = []gap{{at(99), at(105)}, {at(115), at(129)}}
+	if p, err := m.explain(at(100), gaps); err != nil || p.known || p.whole != 14*time.Millisecond {
 		t.Errorf("explained without the view: %+v, %v", p, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -36,13 +37,18 @@ type load struct {
 	gate sync.RWMutex // held while all rest; each request of probe and checker passes it
 
 	// mu guards everything below.
-	mu       sync.Mutex
-	stats    stamped.Stats
-	errs     []error
-	acked    int // by the probe
-	last     time.Time
-	from, to time.Time // the longest pause
+	mu    sync.Mutex
+	stats stamped.Stats
+	errs  []error
+	acked int // by the probe
+	last  time.Time
+	gaps  []gap // between the probe's acknowledgements, since reset
 }
+
+// gap is the time between two acknowledgements.
+type gap struct{ from, to time.Time }
+
+func (g gap) length() time.Duration { return g.to.Sub(g.from) }
 
 func startLoad(ctx context.Context, uri string) (*load, error) {
 	l := &load{uri: uri}
@@ -101,9 +107,7 @@ func (l *load) probe(ctx context.Context, disk *stamped.NBD) error {
 		}
 		now := time.Now()
 		l.mu.Lock()
-		if now.Sub(l.last) > l.to.Sub(l.from) {
-			l.from, l.to = l.last, now
-		}
+		l.gaps = append(l.gaps, gap{l.last, now})
 		l.acked, l.last = l.acked+1, now
 		l.mu.Unlock()
 		l.pass()
@@ -117,18 +121,19 @@ func (l *load) pass() {
 	defer l.gate.RUnlock()
 }
 
-// reset begins to look for the longest pause, now.
+// reset begins to take down gaps anew, now.
 func (l *load) reset() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.from, l.to = l.last, l.last
+	l.gaps = nil
 	return time.Now()
 }
 
-func (l *load) longest() (from, to time.Time) {
+// since gives the gaps that were taken down since reset.
+func (l *load) since() []gap {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.from, l.to
+	return slices.Clone(l.gaps)
 }
 
 // rest lets all clients rest while a node returns: recruiting yields to clients, and would take long.

@@ -7,12 +7,14 @@
 // A view server, two nodes and a gateway run on this machine, with default settings. All clients come through the gateway:
 // fio with 32 random 4 KiB writes in flight, the stamped-write checker (tools/stamp), which knows at any moment what a
 // read may return; and the probe, which writes one 4 KiB block after the other. A pause is the longest time between two
-// of the probe's acknowledgements around an event. While a node that was lost comes back, all of them rest. The command fails if any client gets an error, or the checker finds a
-// write that was lost, torn, stale or carried out twice.
+// of the probe's acknowledgements from the event on until the new primary has answered it. For comparison: "nothing" is
+// the longest one among as many writes when nothing happens. While a node that was lost comes back, all of them rest. The
+// command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
 //
-//	detect     the event → the view service has made the next view
+//	drain      of a handover: the event → the old primary has everything on all members, has given its grants back, and asks
+//	decide     the event, or that → the view service has made the next view
 //	promote    → the new primary has heard of the view and has it on stable storage
 //	open       → it has its first record on all members, and takes clients
 //	reconnect  → the probe's gateway session is attached there
@@ -37,6 +39,7 @@ import (
 
 // options are the command line.
 type options struct {
+	quiet                   int
 	kills, handovers, stops int
 	stopped                 time.Duration
 	dir, binary, keep       string
@@ -45,6 +48,7 @@ type options struct {
 
 func main() {
 	var o options
+	flag.IntVar(&o.quiet, "quiet", 10, "times nothing, for comparison")
 	flag.IntVar(&o.kills, "kills", 50, "times kill -9 of the primary")
 	flag.IntVar(&o.handovers, "handovers", 50, "planned handovers")
 	flag.IntVar(&o.stops, "stops", 20, "times SIGSTOP of the primary")

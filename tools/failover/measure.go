@@ -26,9 +26,14 @@ type kind struct {
 }
 
 var kinds = []kind{
+	{"nothing", func(o options) int { return o.quiet }, nothing},
 	{"handover", func(o options) int { return o.handovers }, handover},
 	{"kill -9 of the primary", func(o options) int { return o.kills }, kill},
 	{"SIGSTOP of the primary", func(o options) int { return o.stops }, stop},
+}
+
+func nothing(context.Context, *cluster.Cluster, options) (func() error, error) {
+	return func() error { return nil }, nil
 }
 
 func kill(ctx context.Context, c *cluster.Cluster, _ options) (func() error, error) {
@@ -121,9 +126,8 @@ func onePause(ctx context.Context, c *cluster.Cluster, o options, k kind, l *loa
 	if err := l.goesOn(ctx, settle); err != nil {
 		return pause{}, err
 	}
-	from, to := l.longest()
-	p := pause{whole: to.Sub(from)}
-	if err := logs.explain(&p, began, from, to); err != nil {
+	p, err := logs.explain(began, l.since())
+	if err != nil {
 		return pause{}, err
 	}
 	if err := repair(); err != nil {

@@ -73,6 +73,9 @@ func (r *report) markdown(w io.Writer) {
 	}
 	fmt.Fprintln(w)
 	for _, e := range r.Events {
+		if e.Known == 0 {
+			continue
+		}
 		fmt.Fprintf(w, "| %s |", e.Event)
 		for _, h := range e.parts {
 			fmt.Fprintf(w, " %s / %s |", percentile(h, 50), percentile(h, 99))
