@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"lockstep/wal"
 )
@@ -39,6 +40,15 @@ var ErrExclusive = errors.New("blockdev: the disk is attached exclusively")
 
 // ErrNotPrimary refuses an Attach: this replica does not serve clients now. The connection is closed hard.
 var ErrNotPrimary = errors.New("blockdev: this replica is not the volume's primary")
+
+// MovedError is the ErrNotPrimary of a replica that knows who is. To is for the client's program, which knows how to read
+// it: it is told before the connection is closed.
+type MovedError struct{ To string }
+
+func (e *MovedError) Error() string { return fmt.Sprintf("%v; try %s", ErrNotPrimary, e.To) }
+
+// Unwrap makes it an ErrNotPrimary.
+func (e *MovedError) Unwrap() error { return ErrNotPrimary }
 
 // Op is what a Request asks for.
 type Op uint8

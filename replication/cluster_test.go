@@ -3,13 +3,16 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
+	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
 )
 
@@ -180,4 +183,25 @@ func TestAckedWritesSurviveTheLossOfEachReplicaInTurn(t *testing.T) {
 		c.start(primary)
 	}
 	c.safe("vol0", 2)
+}
+
+// TestBackupTellsAGatewayWhoServes: a client without a name, a kernel most likely, is hung up on without a word.
+func TestBackupTellsAGatewayWhoServes(t *testing.T) {
+	c := startCluster(t, 2)
+	c.create(viewsvc.Volume{Name: "vol0", Size: 1 << 20, Copies: 2})
+	v := c.safe("vol0", 2)
+	primary, backup := nodeOf(v, v.View.Primary), nodeOf(v, v.View.Backups[0])
+	name := exportname.Format("vol0", blockdev.SessionID{Name: "gateway", Generation: 1})
+	var refusal *nbd.OptionError
+	c.await("the backup knows", func(viewsvc.ClusterStatus) bool { // its orders may be on their way
+		_, err := nbd.Dial(t.Context(), backup.NBD, nbd.ClientOptions{Export: name})
+		return errors.As(err, &refusal)
+	})
+	want := exportname.Primary{View: uint64(v.View.Tenure), NBD: primary.NBD}
+	if got, err := exportname.ParsePrimary(refusal.Text); err != nil || got != want {
+		t.Errorf("the backup points to %+v, %v, want %+v", got, err, want)
+	}
+	if _, err := nbd.Dial(t.Context(), backup.NBD, nbd.ClientOptions{Export: "vol0"}); !errors.Is(err, nbd.ErrHungUp) {
+		t.Errorf("a client without a name got %v", err)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"lockstep/blockdev"
+	"lockstep/replication/exportname"
 	"lockstep/wal"
 )
 
@@ -56,8 +57,9 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	r.mu.Lock()
 	r.awaitOpen(ctx)
 	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() || !r.heardOrders() {
+		why := r.notPrimary(id)
 		r.mu.Unlock()
-		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, blockdev.ErrNotPrimary)
+		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, why)
 	}
 	if err := r.mayAttach(id); err != nil {
 		r.mu.Unlock()
@@ -87,6 +89,17 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 		old.client.Abort(blockdev.ErrSessionClosed)
 	}
 	return s, nil
+}
+
+// notPrimary is what a client is refused with, with mu held: a gateway, which has a name, is told who serves. After a
+// handover it may hear so from the old primary before the view service's word reaches it.
+func (r *Replica) notPrimary(id blockdev.SessionID) error {
+	v := r.core.View()
+	addr := r.peers[v.Primary].NBD
+	if id.Name == "" || v.Primary == r.id || addr == "" {
+		return blockdev.ErrNotPrimary
+	}
+	return &blockdev.MovedError{To: exportname.FormatPrimary(exportname.Primary{View: uint64(v.Tenure), NBD: addr})}
 }
 
 // awaitOpen waits, with mu held, for a new primary to open, and to hear of who may attach: its clients are on their way already, and that is a matter

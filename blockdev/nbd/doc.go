@@ -51,7 +51,8 @@
 // A malformed option gets ERR_INVALID and one of more than 64 KiB ERR_TOO_BIG; more than 32 MiB closes the connection, and
 // so does an unknown client flag. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts
 // are ignored. An export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a reply,
-// so that a client which reconnects tries again. The client sends STRUCTURED, SET_META and GO at once: a failover waits for
+// so that a client which reconnects tries again; a blockdev.MovedError is told with ERR_UNKNOWN first, to clients that know
+// what to make of it. The client sends STRUCTURED, SET_META and GO at once: a failover waits for
 // one round trip.
 //
 // # TLS

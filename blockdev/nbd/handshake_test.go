@@ -271,6 +271,23 @@ func TestAttachRefusedByRoleClosesTheConnection(t *testing.T) {
 	}
 }
 
+// N4: one that knows who serves says so before the connection is closed.
+func TestAttachRefusedByRoleTellsWhoServes(t *testing.T) {
+	dev := newPuppet(testSize)
+	dev.attachErr = fmt.Errorf("attach: %w", &blockdev.MovedError{To: "over there"})
+	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "a", Device: dev}}})
+	_, err := nbd.Dial(t.Context(), addr, nbd.ClientOptions{Export: "a"})
+	var option *nbd.OptionError
+	if !errors.As(err, &option) || !errors.Is(err, nbd.ErrUnknownExport) || option.Text != "over there" {
+		t.Errorf("the client was told %v", err)
+	}
+	r := dialRaw(t, addr)
+	r.hello(3)
+	r.option(optGo, goData("a"))
+	r.wantReply(optGo, 1<<31|6)
+	r.wantEnd()
+}
+
 // Clients over the limits are turned away, in all and per export; a place that becomes free is given again.
 func TestClientsAreLimited(t *testing.T) {
 	dev := memory(t, testSize)

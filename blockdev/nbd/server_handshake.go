@@ -235,7 +235,11 @@ func (c *conn) answerMeta(ctx context.Context, option uint32, data []byte) error
 
 // refuseOpen tells the client why it does not get an export, or returns the error that is to close the connection.
 func (c *conn) refuseOpen(option uint32, name string, err error) error {
+	var moved *blockdev.MovedError
 	switch {
+	case errors.As(err, &moved):
+		_ = c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, moved.To) // the connection ends in any case
+		return fmt.Errorf("nbd: open %q: %w", name, err)
 	case errors.Is(err, ErrUnknownExport):
 		return c.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, fmt.Sprintf("there is no export %q here", name))
 	case errors.Is(err, blockdev.ErrNotPrimary), errors.Is(err, blockdev.ErrSessionClosed):

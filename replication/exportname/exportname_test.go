@@ -93,3 +93,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestPrimarysSpelling(t *testing.T) {
+	for _, p := range []Primary{{View: 1, NBD: "127.0.0.1:10810"}, {View: math.MaxUint64, NBD: "[::1]:1"}, {View: 7, NBD: "a-b_c.example:65535"}} {
+		got, err := ParsePrimary(FormatPrimary(p))
+		if err != nil || got != p {
+			t.Errorf("%+v came back as %+v, %v", p, got, err)
+		}
+	}
+	for _, text := range []string{
+		"", "primary", "primary?view=1", "primary?view=0&nbd=a:1", "primary?view=01&nbd=a:1", "primary?view=1&nbd=",
+		"primary?view=1&nbd=a", "primary?view=1&nbd=a:0", "primary?view=1&nbd=a:65536", "primary?view=1&nbd=unix:/x",
+		"primary?view=1&nbd=a/b:1", "primary?view=1&nbd=a\n:1", "there is no export \"x\" here",
+		"primary?view=1&nbd=" + strings.Repeat("a", 300) + ":1",
+	} {
+		if p, err := ParsePrimary(text); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%q was read as %+v, %v", text, p, err)
+		}
+	}
+}

@@ -30,6 +30,7 @@
 //	volume.go    one volume in use: its watcher, its route to the primary, the lock over what is in flight
 //	session.go   one client connection: a blockdev.Session
 //	upstream.go  the session's goroutine: connect, replay, reconnect, fence
+//	hint.go      what a node that is no primary says of who is
 //	flight.go    the requests in flight (pure: no I/O, no goroutine, no clock)
 //	overlap.go   which of them overlap (pure)
 //	exclusive.go clients that have a volume for themselves, and clients in the gateway's own process
@@ -87,9 +88,12 @@
 //     fenced all of the earlier primary. Requests are handed to a connection only after that acknowledgement.
 //     Duplicates are harmless, by G3; *the original that arrives after its replay was answered* destroys data.
 //
-//   - G7 Go where the newest view says. A volume's route only moves to later views. When primary, tenure or address
+//   - G7 Go where the newest view says. A volume's route only moves to later views. When tenure or address
 //     differ, the connection is cut, however alive it looks: the old primary may be paused, not dead. News also ends
-//     every wait to reconnect.
+//     every wait to reconnect. A node that refuses a session may say which later tenure it knows of, and where: a hint.
+//     An older one is ignored; a later one moves the route once the node that it names has let the session in. The view
+//     service has the last word: the next view that it tells of replaces a hint, and when the way that was hinted at
+//     fails, its own is tried.
 //
 //   - G8 One connection at a time. A session dials only after its former connection reported that it is closed,
 //     after which it completes nothing and touches no request's memory. A completion from any other connection than

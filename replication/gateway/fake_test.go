@@ -162,6 +162,7 @@ type fakeNode struct {
 	changed *sync.Cond
 	primary bool
 	barred  string // a session that is refused
+	hint    string // what is said to those who come when it is not primary
 	paused  bool   // requests are received and not carried out
 	mute    bool   // requests are carried out and not answered
 	halfway bool   // those that change the disk are carried out and not answered; reads are answered
@@ -238,7 +239,7 @@ func (n *fakeNode) Open(_ context.Context, name string) (nbd.Export, error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.primary || id.Name == n.barred && id.Name != "" {
+	if n.hint == "" && !n.primary || id.Name == n.barred && id.Name != "" {
 		return nbd.Export{}, blockdev.ErrNotPrimary
 	}
 	return nbd.Export{Name: name, Device: n, Session: id}, nil
@@ -249,6 +250,12 @@ func (n *fakeNode) Geometry() blockdev.Geometry {
 }
 
 func (n *fakeNode) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {
+	n.mu.Lock()
+	if !n.primary {
+		defer n.mu.Unlock()
+		return nil, &blockdev.MovedError{To: n.hint}
+	}
+	n.mu.Unlock()
 	n.disk.mu.Lock()
 	if id != (blockdev.SessionID{}) && n.disk.generations[id.Name] >= id.Generation {
 		n.disk.mu.Unlock()

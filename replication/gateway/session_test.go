@@ -108,19 +108,24 @@ func TestNewsEndAPause(t *testing.T) {
 		began := time.Now()
 		news := make(chan struct{})
 		close(news)
-		s.pause(t.Context(), news)
+		s.pause(t.Context(), news, 0)
 		if d := time.Since(began); d != 0 {
 			t.Errorf("paused for %v although there was news", d)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		s.pause(ctx, nil)
+		s.pause(ctx, nil, 0)
 		if d := time.Since(began); d != 0 {
 			t.Errorf("paused for %v although the session has ended", d)
 		}
-		s.pause(t.Context(), nil)
+		s.pause(t.Context(), nil, 0)
 		if d := time.Since(began); d > backoffMax || d < backoffMax/2 {
 			t.Errorf("paused for %v", d)
+		}
+		began = time.Now()
+		s.pause(t.Context(), nil, 2*backoffMax)
+		if d := time.Since(began); d != 0 {
+			t.Errorf("paused for %v after a connection that had lasted", d)
 		}
 	})
 }

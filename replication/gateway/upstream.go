@@ -17,7 +17,7 @@ import (
 // the sessions of a dead primary do not come in step. The growth is slow: a primary that opens while a session waits is
 // found after about half as long again as it took to open, at worst.
 const (
-	backoffMin    = 5 * time.Millisecond
+	backoffMin    = 2 * time.Millisecond
 	backoffMax    = 500 * time.Millisecond
 	backoffGrowth = 3 // halves
 	// steadyAfter is how long a connection must last, or answer something, so that its end is no failed attempt.
@@ -130,7 +130,8 @@ func (s *session) run(conn *nbd.Conn, r *route) {
 		v.g.emit(Event{Kind: EventDown, Volume: v.name, Session: s.name, Generation: s.generation, Addr: r.addr, Requests: kept, Err: why})
 		if why != errMoved {
 			_, news, _ := v.look()
-			s.pause(s.ctx, news) // a primary that takes connections and drops them must not make this loop spin
+			// A primary that takes connections and drops them must not make this loop spin; one that lasted has waited.
+			s.pause(s.ctx, news, s.downSince.Sub(since))
 		}
 	}
 }
@@ -149,6 +150,9 @@ func (s *session) reach(ctx context.Context) (*nbd.Conn, *route, error) {
 		}
 		s.expire()
 		conn, err := s.dial(ctx, r)
+		if err != nil {
+			conn, r, err = s.second(ctx, r, err)
+		}
 		if err == nil {
 			s.told = nil
 			return conn, r, nil
@@ -166,7 +170,7 @@ func (s *session) reach(ctx context.Context) (*nbd.Conn, *route, error) {
 			s.told = r
 			s.v.g.emit(Event{Kind: EventRetry, Volume: s.v.name, Session: s.name, Generation: s.generation, Addr: r.addr, Err: err})
 		}
-		s.pause(ctx, news)
+		s.pause(ctx, news, 0)
 	}
 }
 
@@ -176,9 +180,9 @@ func (s *session) refusalCounts() bool {
 	return s.alone != nil && s.downSince.IsZero() || s.isEvicted()
 }
 
-// pause waits before the next attempt, which news bring forward.
-func (s *session) pause(ctx context.Context, news <-chan struct{}) {
-	t := time.NewTimer(s.retry.next())
+// pause waits before the next attempt, which news bring forward. waited is what has passed already since the last one.
+func (s *session) pause(ctx context.Context, news <-chan struct{}, waited time.Duration) {
+	t := time.NewTimer(s.retry.next() - waited)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

@@ -29,9 +29,8 @@ var errGone = fmt.Errorf("gateway: the volume was deleted: %w", blockdev.ErrSess
 
 // route is where a volume's primary is. It never changes; a later one takes its place.
 type route struct {
-	tenure  viewsvc.ViewNum
-	primary viewsvc.ReplicaID
-	addr    string // "" while there is no primary, or it is not known where it is
+	tenure viewsvc.ViewNum // it has one primary
+	addr   string          // "" while there is no primary, or it is not known where it is
 
 	// over ends when another route has taken the place of this one: its connections are to be cut (G7).
 	over context.Context
@@ -41,13 +40,16 @@ type route struct {
 // routeOf finds the primary in a status. last is the route before, or nil: a view service that has just begun to lead
 // may know a primary, but not yet where it is.
 func routeOf(st viewsvc.VolumeStatus, last *route) *route {
-	r := route{tenure: st.View.Tenure, primary: st.View.Primary}
+	r := route{tenure: st.View.Tenure}
+	if st.View.Primary == "" {
+		return &r
+	}
 	for _, p := range st.Peers {
-		if p.Replica == r.primary && r.primary != "" {
+		if p.Replica == st.View.Primary {
 			r.addr = p.NBD
 		}
 	}
-	if last != nil && r.addr == "" && r.primary == last.primary && r.tenure == last.tenure {
+	if last != nil && r.addr == "" && r.tenure == last.tenure {
 		r.addr = last.addr
 	}
 	return &r
@@ -55,9 +57,7 @@ func routeOf(st viewsvc.VolumeStatus, last *route) *route {
 
 // same tells whether two routes lead to the same primary in the same tenure. The view's number may differ: a backup
 // that comes or goes is nothing to a client.
-func (r *route) same(o *route) bool {
-	return r.tenure == o.tenure && r.primary == o.primary && r.addr == o.addr
-}
+func (r *route) same(o *route) bool { return r.tenure == o.tenure && r.addr == o.addr }
 
 // volume is a volume in use: it has sessions. A goroutine watches its views.
 type volume struct {
@@ -74,11 +74,12 @@ type volume struct {
 	mu       sync.Mutex
 	flight   flight
 	sessions map[*lane]*session
-	view     viewsvc.ViewNum // the newest that was heard of
-	route    *route
-	news     chan struct{} // closed, and replaced, when there is news of the volume
-	gone     bool          // it was deleted
-	claim    viewsvc.Claim // the newest that was heard of
+	view     viewsvc.ViewNum // the newest that the view service told of
+	word     route           // as that view has it
+	route    *route          // the same, or of a later tenure: a hint that proved right
+	news     chan struct{}   // closed, and replaced, when there is news of the volume
+	gone     bool            // it was deleted
+	claim    viewsvc.Claim   // the newest that was heard of
 }
 
 func newVolume(g *Gateway, st viewsvc.VolumeStatus) *volume {
@@ -89,7 +90,9 @@ func newVolume(g *Gateway, st viewsvc.VolumeStatus) *volume {
 		view:     st.View.Num,
 		claim:    st.Volume.Claim,
 	}
-	v.setRouteLocked(routeOf(st, nil))
+	v.word = *routeOf(st, nil)
+	first := v.word
+	v.setRouteLocked(&first)
 	return v
 }
 
@@ -100,6 +103,12 @@ func (v *volume) setRouteLocked(r *route) {
 	}
 	r.over, r.end = context.WithCancel(context.Background())
 	v.route = r
+}
+
+// tellLocked wakes the sessions that wait for news.
+func (v *volume) tellLocked() {
+	close(v.news)
+	v.news = make(chan struct{})
 }
 
 // look returns what a session needs to know now, and a channel that is closed when that may have changed.
@@ -163,14 +172,16 @@ func (v *volume) learn(st viewsvc.VolumeStatus) bool {
 		v.mu.Unlock()
 		return true
 	}
+	newer := st.View.Num > v.view
 	v.view = st.View.Num
 	next := routeOf(st, v.route)
-	moved := !next.same(v.route)
+	v.word = *next
+	// What is no newer than when a hint was taken does not speak against it.
+	moved := !next.same(v.route) && (newer || v.view >= v.route.tenure)
 	if moved {
 		v.setRouteLocked(next)
 	}
-	close(v.news)
-	v.news = make(chan struct{})
+	v.tellLocked()
 	v.mu.Unlock()
 	if moved {
 		v.g.emit(Event{Kind: EventRoute, Volume: v.name, View: st.View.Num, Addr: next.addr})
@@ -184,8 +195,7 @@ func (v *volume) end() {
 	v.mu.Lock()
 	v.gone = true
 	v.route.end()
-	close(v.news)
-	v.news = make(chan struct{})
+	v.tellLocked()
 	clients := make([]blockdev.Client, 0, len(v.sessions))
 	for _, s := range v.sessions {
 		clients = append(clients, s.client)
