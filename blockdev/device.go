@@ -106,7 +106,7 @@ type Request struct {
 	Data   []byte // OpWrite: the payload, OpRead: the destination; len(Data) == Length, else nil
 	Tag    uint64 // the client's own; devices do not look at it
 
-	// ID is the request's number in a session that numbers them (SessionID.Numbered): RequestID. A request that is sent
+	// ID is the request's number in a session that numbers them (SessionID.Numbers): RequestID. A request that is sent
 	// again, on a later attachment, keeps it, and is answered without being carried out a second time.
 	ID uint64
 
@@ -178,8 +178,10 @@ type SessionID struct {
 	Era uint64
 	// Exclusive asks for the disk alone: refused unless the device knows of the session's right to that.
 	Exclusive bool
-	// Numbered says that requests have an ID.
-	Numbered bool
+	// Numbers names the space that the requests' numbers (Request.ID) are in; "": they have none. It is Name's own, or
+	// one of its own where a Name outlives the memory of the numbers that were given; of at most 64 bytes, and used by
+	// the attachments of one Name only.
+	Numbers string
 }
 
 // Client is the receiving end of a Session: an NBD connection, most often.

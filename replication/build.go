@@ -41,7 +41,7 @@ func (r *Replica) build(fb *frameBuf) {
 		q.s.announce(fb)
 		fb.session, fb.number = 0, 0
 		if q.s.numbered(q.req) {
-			fb.session, fb.number = q.s.mem.number, q.req.ID
+			fb.session, fb.number = q.s.space.number, q.req.ID
 		}
 		switch q.req.Op {
 		case blockdev.OpWrite:

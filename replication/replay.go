@@ -14,7 +14,7 @@ import (
 // again, to this primary or the next. One that changes the disk must not be carried out twice: between the two, another
 // gateway's client may have seen it and have overwritten it.
 //
-// So a gateway numbers its requests (SessionID.Numbered), and the number goes into the log with each record. What is
+// So a gateway numbers its requests (SessionID.Numbers), and the number goes into the log with each record. What is
 // committed is in the store's session table (blockdev/sessions.go), on every member, in whatever way it got there: so
 // the next primary knows. What was only ordered is known to the primary that ordered it (memory): it dies with the
 // tenure, together with the doubt.
@@ -25,11 +25,18 @@ import (
 //   - R3 The newest generation of a session that wrote is in the log, ahead of what it wrote: a KindAttach record. An
 //     older one, or one that is as old, does not attach, at this primary or the next.
 //
-// It is forgotten what a session did that wrote long ago: after blockdev.MaxSessions others.
+// Generations are those of the session's name. Numbers are those of SessionID.Numbers, which is the name itself or, where
+// the name's owner may come back without its memory of them, a space that was new when it came: what one process of that
+// owner repeats is recognised, and what the next one numbers anew is not taken for a repetition. R1 holds for a space as
+// for a name, for only the attachments of one name use it.
+//
+// It is forgotten what a session did that wrote long ago: after blockdev.MaxSessions others, of which one with a space of
+// its own counts twice. Its name is as old as its last KindAttach record.
 
-// memory is what a primary knows of a named session, in this tenure. Guarded by Replica.mu.
+// memory is what a primary knows of a name, of sessions or of a space of numbers, in this tenure. Guarded by Replica.mu.
 type memory struct {
-	number     uint64    // of the session, in records
+	number     uint64    // of the name, in records
+	users      int       // attachments that use it
 	generation uint64    // newest that attached
 	logged     uint64    // newest of which a KindAttach record was made. Whoever builds frames owns it
 	slots      []ordered // by slot
@@ -42,21 +49,20 @@ type ordered struct {
 	lsn wal.LSN
 }
 
-// sessionNumber is what a session is called in records, for its name has no room there. Two sessions of a volume have the
-// same with a probability of 2^-64.
+// sessionNumber is what a name is called in records, for it has no room there. Two names of a volume have the same with a probability of 2^-64.
 func sessionNumber(name string) uint64 {
 	sum := sha256.Sum256([]byte(name))
 	return binary.LittleEndian.Uint64(sum[:]) | 1 // 0 is none
 }
 
-// remember finds what is known of a session, with mu held, when it attaches to an open primary.
+// remember finds what is known of a name, with mu held, when a session attaches to an open primary.
 func (r *Replica) remember(name string) *memory {
 	if m := r.memories[name]; m != nil {
 		return m
 	}
 	if len(r.memories) >= blockdev.MaxSessions {
 		for name, m := range r.memories {
-			if r.named[name] == nil && m.last <= r.core.Commit() { // the store knows all that it knows
+			if m.users == 0 && m.last <= r.core.Commit() { // the store knows all that it knows
 				delete(r.memories, name)
 			}
 		}
@@ -74,16 +80,16 @@ func (r *Replica) remember(name string) *memory {
 
 // numbered tells whether a request has a number that is looked after.
 func (s *session) numbered(q *blockdev.Request) bool {
-	return s.id.Numbered && blockdev.RequestSeq(q.ID) != 0 && blockdev.RequestSlot(q.ID) < blockdev.MaxSlots
+	return s.space != nil && blockdev.RequestSeq(q.ID) != 0 && blockdev.RequestSlot(q.ID) < blockdev.MaxSlots
 }
 
 // repeated takes a request that was ordered before (R2). mu is held.
 func (s *session) repeated(q *blockdev.Request, a *after) bool {
 	slot := blockdev.RequestSlot(q.ID)
-	if !s.numbered(q) || slot >= len(s.mem.slots) {
+	if !s.numbered(q) || slot >= len(s.space.slots) {
 		return false
 	}
-	known := s.mem.slots[slot]
+	known := s.space.slots[slot]
 	switch seq := blockdev.RequestSeq(q.ID); {
 	case seq > known.seq:
 		return false
@@ -121,12 +127,24 @@ func (s *session) note(q *blockdev.Request, l wal.LSN) {
 	if !s.numbered(q) {
 		return
 	}
-	m, slot := s.mem, blockdev.RequestSlot(q.ID)
+	m, slot := s.space, blockdev.RequestSlot(q.ID)
 	if slot >= len(m.slots) {
 		m.slots = slices.Grow(m.slots, slot+1-len(m.slots))[:slot+1]
 	}
 	m.slots[slot] = ordered{blockdev.RequestSeq(q.ID), l}
-	m.last = l
+	m.last, s.mem.last = l, l
+}
+
+// letGo is the end of an attachment, with mu held, once nothing of it is noted any more.
+func (s *session) letGo() {
+	if s.mem == nil || s.parted {
+		return
+	}
+	s.parted = true
+	s.mem.users--
+	if s.space != nil {
+		s.space.users--
+	}
 }
 
 // announce puts a KindAttach record into the frame, ahead of the first write of a generation (R3).

@@ -54,7 +54,8 @@ func letterAt0(t testing.TB, r *Replica) byte {
 
 // TestRepeatedWriteIsNotCarriedOutAgain: W(A) of one gateway is carried out, its answer is lost; another gateway's client
 // sees it and writes B; the first gateway sends W(A) again. Whatever happened to the replicas in between, B stays.
-// Without numbers, A comes back: the harm is real.
+// That holds in the name's own space of numbers and in another. Without numbers, A comes back: the harm is real. So it
+// does when the space is lost on the way: numbers of another space say nothing.
 func TestRepeatedWriteIsNotCarriedOutAgain(t *testing.T) {
 	for _, between := range []struct {
 		name string
@@ -92,29 +93,37 @@ func TestRepeatedWriteIsNotCarriedOutAgain(t *testing.T) {
 			return g.open(1)
 		}, true},
 	} {
-		for _, numbered := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, numbered %v", between.name, numbered), func(t *testing.T) {
+		for _, numbers := range []struct {
+			name, first, again string
+			remembered         bool
+		}{
+			{"numbers of the name", "gateway 1", "gateway 1", true},
+			{"a space of its own", "space", "space", true},
+			{"no numbers", "", "", false},
+			{"another process", "space", "another space", false},
+		} {
+			t.Run(between.name+"/"+numbers.name, func(t *testing.T) {
 				g := smallLog(t, 2)
 				r := g.open(2)
 				if between.alone {
 					g.stop("b")
 					r = g.open(1)
 				}
-				id := blockdev.SessionID{Name: "gateway 1", Generation: 1, Numbered: numbered}
+				id := blockdev.SessionID{Name: "gateway 1", Generation: 1, Numbers: numbers.first}
 				first := attachAs(t, r, id)
 				first.must(t, numberedWrite('A', 3, 7))
-				second := attachAs(t, r, blockdev.SessionID{Name: "gateway 2", Generation: 1, Numbered: numbered})
+				second := attachAs(t, r, blockdev.SessionID{Name: "gateway 2", Generation: 1, Numbers: "gateway 2"})
 				second.must(t, numberedWrite('B', 3, 9))
 				first.s.Close()
 				second.s.Close()
 
 				r = between.do(g)
-				id.Generation = 2
+				id.Generation, id.Numbers = 2, numbers.again
 				again := attachAs(t, r, id)
 				defer again.s.Close()
 				again.must(t, numberedWrite('A', 3, 7))
 				want := byte('B')
-				if !numbered {
+				if !numbers.remembered {
 					want = 'A'
 				}
 				if got := letterAt0(t, r); got != want {
@@ -135,7 +144,7 @@ func TestRepetitionOfAnUncommittedWriteWaitsForIt(t *testing.T) {
 	r := g.open(2)
 	release := g.pin() // the backup stays a member
 	defer release()
-	id := blockdev.SessionID{Name: "gateway", Generation: 1, Numbered: true}
+	id := blockdev.SessionID{Name: "gateway", Generation: 1, Numbers: "gateway"}
 	first := attachAs(t, r, id)
 	g.deafen("a", true) // nor does the primary get it removed
 	g.kill("b")
@@ -177,11 +186,15 @@ func TestRepetitionOfAnUncommittedWriteWaitsForIt(t *testing.T) {
 func TestOldGenerationDoesNotAttachToTheNextPrimary(t *testing.T) {
 	g := newGroup(t, groupOptions{replicas: 2, size: 4 << 20, logBytes: 16 << 20, segBytes: 4 << 20, sync: viewsvc.SyncAlways})
 	r := g.open(2)
-	c := attachAs(t, r, blockdev.SessionID{Name: "gateway", Generation: 5, Numbered: true})
+	// The second name has its numbers elsewhere, and new ones with each attachment: its generations stay its own.
+	c := attachAs(t, r, blockdev.SessionID{Name: "gateway", Generation: 5, Numbers: "gateway"})
+	named := attachAs(t, r, blockdev.SessionID{Name: "named", Generation: 5, Numbers: "space"})
+	named.must(t, numberedWrite('B', 0, 1))
+	named.s.Close()
 	c.must(t, numberedWrite('A', 0, 1))
 	c.s.Close()
-	try := func(r *Replica, generation uint64) error {
-		s, err := r.Attach(t.Context(), blockdev.SessionID{Name: "gateway", Generation: generation, Numbered: true}, c)
+	try := func(r *Replica, name string, generation uint64) error {
+		s, err := r.Attach(t.Context(), blockdev.SessionID{Name: name, Generation: generation, Numbers: fmt.Sprint("numbers ", generation)}, c)
 		if err == nil {
 			s.Close()
 		}
@@ -189,15 +202,19 @@ func TestOldGenerationDoesNotAttachToTheNextPrimary(t *testing.T) {
 	}
 	for range 2 {
 		for _, old := range []uint64{1, 4, 5} {
-			if err := try(r, old); !errors.Is(err, blockdev.ErrSessionClosed) {
-				t.Errorf("generation %d: %v", old, err)
+			for _, name := range []string{"gateway", "named"} {
+				if err := try(r, name, old); !errors.Is(err, blockdev.ErrSessionClosed) {
+					t.Errorf("generation %d of %s: %v", old, name, err)
+				}
 			}
 		}
 		g.kill("a")
 		r = g.open(1)
 	}
-	if err := try(r, 6); err != nil {
-		t.Error(err)
+	for _, name := range []string{"gateway", "named"} {
+		if err := try(r, name, 6); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -205,7 +222,7 @@ func TestOldGenerationDoesNotAttachToTheNextPrimary(t *testing.T) {
 func TestNumberThatGoesBackIsRefused(t *testing.T) {
 	g := newGroup(t, groupOptions{replicas: 1, size: 4 << 20, logBytes: 16 << 20, segBytes: 4 << 20, sync: viewsvc.SyncAlways})
 	r := g.open(1)
-	c := attachAs(t, r, blockdev.SessionID{Name: "gateway", Generation: 1, Numbered: true})
+	c := attachAs(t, r, blockdev.SessionID{Name: "gateway", Generation: 1, Numbers: "gateway"})
 	defer c.s.Close()
 	c.must(t, numberedWrite('A', 0, 2))
 	q := numberedWrite('B', 0, 1)

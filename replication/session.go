@@ -31,10 +31,12 @@ type session struct {
 	r      *Replica
 	id     blockdev.SessionID
 	client blockdev.Client
-	mem    *memory // of a named session
+	mem    *memory // of a named session: its generations
+	space  *memory // of a numbered one: its requests. It is mem, unless the numbers have a name of their own
 
 	// Guarded by Replica.mu.
 	closed bool // nothing of this session is ordered any more (I11)
+	parted bool // from mem and space
 	busy   int  // bursts of it in the hands of the committer and of readers
 
 	// Submit's own: one goroutine submits.
@@ -79,6 +81,11 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 		s.mem.generation = id.Generation
 		old = r.named[id.Name]
 		r.named[id.Name] = s
+		s.mem.users++
+		if id.Numbers != "" {
+			s.space = r.remember(id.Numbers)
+			s.space.users++
+		}
 	}
 	r.sessions[s] = struct{}{}
 	if old != nil {
@@ -147,6 +154,7 @@ func (s *session) fenceLocked() {
 	for s.busy > 0 {
 		r.idle.Wait()
 	}
+	s.letGo() // not before: what was in somebody's hands has noted its number now
 }
 
 // Close implements blockdev.Session.
@@ -302,7 +310,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 				r.wantSync(a)
 			}
 		default:
-			if s.mem != nil && s.repeated(q, a) {
+			if s.space != nil && s.repeated(q, a) {
 				continue
 			}
 			r.queue = append(r.queue, queued{req: q, s: s})

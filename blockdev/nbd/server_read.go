@@ -55,7 +55,7 @@ func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 	}
 	t.cookie, t.flags = h.Handle, h.CommandFlags
 	t.req.Op, t.req.Flags, t.req.Offset, t.req.Length, t.req.Err, t.req.Data = op, flags, h.Offset, h.Length, nil, nil
-	if c.export.Session.Numbered {
+	if c.export.Session.Numbers != "" {
 		t.req.ID = h.Handle
 	}
 	if refusal != nil {

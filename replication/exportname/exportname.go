@@ -16,8 +16,9 @@
 //	era=N        when the client first attached (viewsvc.Claim); a decimal uint64, not 0
 //	exclusive=1  the client has the volume for itself
 //	numbered=1   a request's NBD cookie is its number (blockdev.RequestID), and says whether it was sent before
+//	numbers=ID   so it is, and the numbers are those of the space ID, not of SESSION; as SESSION, and another than it
 //
-// There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
+// The last two exclude each other. There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
 // different versions meet here; the syntax is part of the protocol, never change it.
 //
 // The package is a leaf, so that nodes and gateways can share it without importing each other.
@@ -47,6 +48,7 @@ const (
 	eraKey        = "&era="
 	exclusiveKey  = "&exclusive=1"
 	numberedKey   = "&numbered=1"
+	numbersKey    = "&numbers="
 )
 
 // Format is the export name by which the client id asks for a volume. It panics if the parts break the limits
@@ -68,10 +70,16 @@ func Format(volume string, id blockdev.SessionID) string {
 	if id.Exclusive {
 		name += exclusiveKey
 	}
-	if id.Numbered {
-		name += numberedKey
+	switch id.Numbers {
+	case "":
+		return name
+	case id.Name:
+		return name + numberedKey
 	}
-	return name
+	if err := CheckSession(id.Numbers); err != nil {
+		panic(err)
+	}
+	return name + numbersKey + id.Numbers
 }
 
 // Parse splits the export name that a client asked for. The name comes from the network: every byte is checked.
@@ -100,7 +108,9 @@ func parseIdentity(s string) (id blockdev.SessionID, err error) {
 		return blockdev.SessionID{}, err
 	}
 	id.Name = session
-	s, id.Numbered = strings.CutSuffix(s, numberedKey)
+	if s, id.Numbers, err = parseNumbers(s, session); err != nil {
+		return blockdev.SessionID{}, err
+	}
 	s, id.Exclusive = strings.CutSuffix(s, exclusiveKey)
 	generation, era, dated := strings.Cut(s, eraKey)
 	if id.Generation, err = parseNumber(generation); err != nil {
@@ -116,6 +126,21 @@ func parseIdentity(s string) (id blockdev.SessionID, err error) {
 		return blockdev.SessionID{}, err
 	}
 	return id, nil
+}
+
+// parseNumbers takes the last key off, if it says where the session's numbers are.
+func parseNumbers(s, session string) (rest, numbers string, err error) {
+	if rest, ok := strings.CutSuffix(s, numberedKey); ok {
+		return rest, session, nil
+	}
+	rest, numbers, ok := strings.Cut(s, numbersKey)
+	if !ok {
+		return s, "", nil
+	}
+	if numbers == session {
+		return "", "", fmt.Errorf("%w: numbers of the session's own are told by numbered=1", ErrMalformed)
+	}
+	return rest, numbers, CheckSession(numbers)
 }
 
 func parseNumber(s string) (uint64, error) {

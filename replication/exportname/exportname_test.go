@@ -24,9 +24,12 @@ func TestNamesOfTheProtocol(t *testing.T) {
 			blockdev.SessionID{Name: "A.b_c-9", Generation: math.MaxUint64}},
 		{"v?session=s&generation=1&era=9", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9}},
 		{"v?session=s&generation=1&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Exclusive: true}},
-		{"v?session=s&generation=1&numbered=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Numbered: true}},
+		{"v?session=s&generation=1&numbered=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Numbers: "s"}},
 		{"v?session=s&generation=1&era=9&exclusive=1&numbered=1", "v",
-			blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true, Numbered: true}},
+			blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true, Numbers: "s"}},
+		{"v?session=s&generation=1&numbers=t", "v", blockdev.SessionID{Name: "s", Generation: 1, Numbers: "t"}},
+		{"v?session=s&generation=1&era=9&exclusive=1&numbers=6f1c2f9e-2b7d-4d4e-9c1f-0a1b2c3d4e5f", "v",
+			blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true, Numbers: "6f1c2f9e-2b7d-4d4e-9c1f-0a1b2c3d4e5f"}},
 		{"v?session=s&generation=1&era=9&exclusive=1", "v", blockdev.SessionID{Name: "s", Generation: 1, Era: 9, Exclusive: true}},
 	} {
 		volume, id, err := Parse(c.name)
@@ -61,6 +64,13 @@ func TestMalformedNamesAreRefused(t *testing.T) {
 		"v?session=s&generation=1&exclusive=0",
 		"v?session=s&generation=1&numbered=1&exclusive=1",
 		"v?session=s&generation=1&numbered=2",
+		"v?session=s&generation=1&numbers=",
+		"v?session=s&generation=1&numbers=s",
+		"v?session=s&generation=1&numbers=t&numbered=1",
+		"v?session=s&generation=1&numbered=1&numbers=t",
+		"v?session=s&generation=1&numbers=t&exclusive=1",
+		"v?session=s&generation=1&numbers=t&numbers=t",
+		"v?session=s&generation=1&numbers=" + strings.Repeat("x", MaxSessionBytes+1),
 		"v?session=s&generation=1&exclusive=1&era=1",
 		"v?session=s&generation=1&exclusive=1&exclusive=1",
 		"v?session=a\x00b&generation=1",
@@ -80,6 +90,8 @@ func FuzzParse(f *testing.F) {
 	f.Add("vol0?session=s&generation=7")
 	f.Add("vol0?session=s&generation=07")
 	f.Add("vol0?session=s&generation=7&era=3&exclusive=1")
+	f.Add("vol0?session=s&generation=7&numbered=1")
+	f.Add("vol0?session=s&generation=7&era=3&exclusive=1&numbers=t")
 	f.Fuzz(func(t *testing.T, name string) {
 		volume, id, err := Parse(name)
 		if err != nil {

@@ -115,9 +115,9 @@
 //     cookie and goes into the log with what the request changes, so that every primary that comes recognises a
 //     repetition, answers it and does not carry it out again (replication/replay.go). By G3 alone, without numbers, this
 //     would hold among the clients of one gateway.
-//     A session whose name its owner brought (AttachOptions) has no numbers: those of its former process, or of the
-//     client before, are not known here, and a number that was used already would be taken for a repetition and not be
-//     carried out.
+//     A session whose name its owner brought (AttachOptions) has a space of numbers of its own, new with each client:
+//     those of its former process, or of the client before, are not known here, and a number that was used already would
+//     be taken for a repetition and not be carried out.
 //
 // # Locks
 //

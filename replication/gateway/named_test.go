@@ -33,3 +33,38 @@ func TestSessionOfTheSameNameCarriesOutItsWrites(t *testing.T) {
 		}
 	}
 }
+
+// G12: a named session has its numbers in one space for as long as it lasts, over reconnects and failovers, and the next
+// client of the name in another.
+func TestNamedSessionNumbersInASpaceOfItsOwn(t *testing.T) {
+	c := startCluster(t, 2, func(o *Options) {
+		o.Attach = AttachOptions{Session: "the-same", Generation: 1, Exclusive: true, Keep: true}
+	})
+	spaces := map[string]bool{}
+	for client := range 2 {
+		c.moveTo(0)
+		d := c.dial()
+		writeByte(t, d, 'a')
+		c.nodes[0].depose()
+		c.moveTo(1)
+		writeByte(t, d, 'b')
+		d.Close()
+		var numbers string
+		for _, n := range c.nodes {
+			ids := n.sessions()
+			id := ids[len(ids)-1]
+			if id.Name != "the-same" || id.Numbers == "" || id.Numbers == id.Name {
+				t.Errorf("client %d attaches to %s as %+v", client, n.name, id)
+			}
+			if numbers != "" && id.Numbers != numbers {
+				t.Errorf("client %d: another space of numbers after the failover", client)
+			}
+			numbers = id.Numbers
+		}
+		spaces[numbers] = true
+		c.nodes[1].depose()
+	}
+	if len(spaces) != 2 {
+		t.Errorf("two clients have %d spaces of numbers", len(spaces))
+	}
+}

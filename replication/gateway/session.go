@@ -57,7 +57,10 @@ func (d *device) begin(c blockdev.Client, name string, era uint64) (*session, er
 	}
 	s := &session{
 		v: v, client: c, size: d.st.Volume.Size, name: name, era: era, opts: d.opts, done: make(chan struct{}),
-		generation: d.opts.Generation << 32,
+		generation: d.opts.Generation << 32, numbers: name,
+	}
+	if d.opts.Session != "" {
+		s.numbers = uuid.NewString() // G12
 	}
 	s.ctx, s.cancel = context.WithCancel(d.g.ctx)
 	v.mu.Lock()
@@ -87,6 +90,8 @@ type session struct {
 	era    uint64 // in which it began (viewsvc.Claim.SessionEra)
 	opts   AttachOptions
 	alone  *hold // of an exclusive client
+
+	numbers string // the space that its requests' numbers are in (G12)
 
 	ctx    context.Context // ends by Close, or with the gateway
 	cancel context.CancelFunc

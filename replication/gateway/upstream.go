@@ -200,9 +200,8 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 	defer cancel()
 	defer context.AfterFunc(r.over, cancel)()
 	s.generation = s.v.g.nextGeneration(s)
-	numbered := s.opts.Session == "" // G12
-	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Era: s.era, Exclusive: s.opts.Exclusive, Numbered: numbered}
-	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, Numbered: numbered, TLS: s.v.g.tls}
+	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Era: s.era, Exclusive: s.opts.Exclusive, Numbers: s.numbers}
+	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, Numbered: true, TLS: s.v.g.tls}
 	if t := s.v.g.opts.Timeout; t > 0 {
 		opts.DialTimeout = min(nbd.DefaultDialTimeout, t/timeoutParts)
 		opts.HandshakeTimeout = min(nbd.DefaultHandshakeTimeout, t/timeoutParts)
