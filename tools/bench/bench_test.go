@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,35 @@ func TestTableComparesPairs(t *testing.T) {
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the report lacks\n%s\nin\n%s", want, &b)
+		}
+	}
+}
+
+func TestHopIsShownAsARatio(t *testing.T) {
+	slow, fast := cell{IOPS: 80, P50: 1, P99: 2}, cell{IOPS: 100, P50: 1, P99: 2}
+	if got := middle([]cell{fast, slow, {IOPS: 90}}); got.IOPS != 90 {
+		t.Errorf("the middle one is %+v", got)
+	}
+	r := report{Hops: []hop{{Workload: "4 KiB random write, QD 32", Through: slow, Direct: fast, Ratio: 0.8, CPU: 4.44}}}
+	var b strings.Builder
+	r.hopMarkdown(&b)
+	if want := "| 4 KiB random write, QD 32 | 80/s, 1 µs / 2 µs | 100/s, 1 µs / 2 µs | 0.80 | 4.4 µs |"; !strings.Contains(b.String(), want) {
+		t.Errorf("the report lacks\n%s\nin\n%s", want, &b)
+	}
+}
+
+func TestProcessorTimeOfAProcessGrows(t *testing.T) {
+	before, err := cpuSeconds(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for { // until some is used; the test's own timeout is the guard
+		now, err := cpuSeconds(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now > before {
+			return
 		}
 	}
 }

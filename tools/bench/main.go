@@ -17,6 +17,9 @@
 // The second table is the pause that one client sees, which writes 4 KiB after 4 KiB, when the primary is killed with
 // kill -9, and when it hands over.
 //
+// The third is the price of the gateway: a volume of the same kind, sync mode always, through the gateway and at the
+// primary's own address, by turns (-hop for this alone).
+//
 // Needed: fio and nbdkit. The processes and files are gone when it ends.
 package main
 
@@ -42,6 +45,7 @@ type options struct {
 	dir       string
 	binary    string
 	json      bool
+	hop       bool // only the gateway's hop
 }
 
 func main() {
@@ -51,6 +55,7 @@ func main() {
 	flag.IntVar(&o.failovers, "failovers", 5, "kills of the primary, and handovers, to measure")
 	flag.StringVar(&o.dir, "dir", "", "directory on the file system to measure; default $TMPDIR")
 	flag.StringVar(&o.binary, "lockstep", "", "binary to measure; default: build it")
+	flag.BoolVar(&o.hop, "hop", false, "measure only what the gateway costs")
 	flag.BoolVar(&o.json, "json", false, "print JSON in place of Markdown")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,6 +72,7 @@ type report struct {
 	Seconds   float64  `json:"seconds_per_cell"`
 	Servers   []server `json:"servers"`
 	Pauses    []pauses `json:"pauses"`
+	Hops      []hop    `json:"hops"`
 	workloads []workload
 }
 
@@ -81,7 +87,11 @@ func run(ctx context.Context, o options) (err error) {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("%q was not expected; see -help", flag.Arg(0))
 	}
-	for _, tool := range []string{"fio", "nbdkit"} {
+	tools := []string{"fio", "nbdkit"}
+	if o.hop {
+		tools = tools[:1]
+	}
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is not installed", tool)
 		}
@@ -96,7 +106,14 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	r := report{Machine: describe(ctx, dir), Seconds: o.seconds, workloads: workloads}
+	r := report{Seconds: o.seconds, workloads: workloads}
+	if r.Hops, err = measureHop(ctx, o, filepath.Join(dir, "hop")); err != nil {
+		return fmt.Errorf("hop: %w", err)
+	}
+	if o.hop {
+		return r.print(o)
+	}
+	r.Machine = describe(ctx, dir)
 	for _, c := range contenders {
 		s, err := measure(ctx, o, filepath.Join(dir, "disk"), c, r.workloads)
 		if err != nil {
@@ -109,12 +126,19 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("pauses: %w", err)
 		}
 	}
+	return r.print(o)
+}
+
+func (r report) print(o options) error {
 	if o.json {
 		e := json.NewEncoder(os.Stdout)
 		e.SetIndent("", "  ")
 		return e.Encode(r)
 	}
-	r.markdown(os.Stdout)
+	if len(r.Servers) > 0 {
+		r.markdown(os.Stdout)
+	}
+	r.hopMarkdown(os.Stdout)
 	return nil
 }
 

@@ -42,6 +42,15 @@ or MB/s, then the completion latency, median / 99th percentile.
 	}
 }
 
+// hopMarkdown prints what the gateway costs.
+func (r report) hopMarkdown(w io.Writer) {
+	fmt.Fprintf(w, "\nThrough the gateway and at the primary's own address, %d times by turns, the median of each:\n\n", hopRounds)
+	fmt.Fprint(w, "| workload | through the gateway | direct | ratio | CPU of the gateway |\n|---|--:|--:|--:|--:|\n")
+	for i, h := range r.Hops {
+		fmt.Fprintf(w, "| %s | %s | %s | %.2f | %.1f µs |\n", h.Workload, hopLoads[i].show(h.Through), hopLoads[i].show(h.Direct), h.Ratio, h.CPU)
+	}
+}
+
 // show is a cell as text.
 func (l workload) show(c cell) string {
 	figure := fmt.Sprintf("%.0f/s", c.IOPS)
