@@ -194,7 +194,7 @@ func TestFullLogMakesRoomByItself(t *testing.T) {
 		default:
 		}
 	}})
-	for range 2 {
+	for round := range 2 {
 		var err error
 		for err == nil {
 			err = r.try(write(3, 8))
@@ -202,7 +202,8 @@ func TestFullLogMakesRoomByItself(t *testing.T) {
 		if !errors.Is(err, wal.ErrFull) {
 			t.Fatal(err)
 		}
-		if r.s.RoomFor(9 * BlockSize) {
+		// In the second round the applier may still be making room out of what the first one committed.
+		if round == 0 && r.s.RoomFor(9*BlockSize) {
 			t.Fatal("room in a log full of uncommitted frames")
 		}
 		r.s.Commit(r.end())

@@ -12,6 +12,9 @@ import (
 // A volume of 1 TiB that was trimmed as a whole and written here and there tells exactly where, and reads next to none of its
 // 1 GiB of sums for that.
 func TestExtentsOfAHugeVolumeAreExactAndCheap(t *testing.T) {
+	if raceEnabled {
+		t.Skip("takes long; tools/test runs it without the race detector")
+	}
 	dir := filepath.Join(t.TempDir(), "r")
 	id := testIdentity()
 	id.Size = 1 << 40

@@ -23,7 +23,7 @@ func TestStoreBehavesAsTheModel(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	runs := *modelRuns
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		runs = max(1, runs/4)
 	}
 	for run := range runs {
