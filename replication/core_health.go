@@ -10,7 +10,7 @@ import (
 // up the volume every minute.
 const (
 	slowTicks     = 2 * TicksPerSecond // what this replica has stable for so long and the member lacks
-	steadyTicks   = TicksPerSecond / 5 // a learner that lags no more than this keeps pace
+	steadyTicks   = TicksPerSecond / 2 // a learner that lags no more than this keeps pace; in mode flush it syncs every flushInterval
 	trialTicks    = 3 * TicksPerSecond // how long it has to, the first time
 	maxTrialTicks = 300 * TicksPerSecond
 	forgiveTicks  = 600 * TicksPerSecond // a member for so long is as good as new

@@ -113,7 +113,7 @@ func TestTrialBeginsAnewWhenTheLearnerLags(t *testing.T) {
 	c := evicted(t)
 	c.Recruits([]viewsvc.ReplicaID{"b"})
 	c.PeerUp("b", 2, false)
-	lag(t, c, trialTicks-10, c.Written())
+	lag(t, c, trialTicks-2*steadyTicks, c.Written())
 	c.Durable(c.Written() + 1)
 	lag(t, c, steadyTicks+2, c.Written()-1)
 	if p := lag(t, c, trialTicks-1, c.Written()); p != nil {

@@ -70,15 +70,17 @@
 //     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
 //     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
-//     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to clients, and clients that run away from a learner are slowed down, a little and
-//     not for ever (pace.go).
+//     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to
+//     clients, but for the log, of which a learner is sent more than clients write (pace.go). One that does not arrive
+//     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
+//     are slowed down, by milliseconds a frame, and not for ever (approach.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
 //     disowned: its node sets it aside and makes another (outcast.go).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
 //     until such a view is received. A member that went though its connection stood has a trial before it joins again: as
-//     a learner it has to keep pace, for 3 s the first time and twice as long each further time.
+//     a learner it has to keep pace, within half a second, for 3 s the first time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
 //     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a

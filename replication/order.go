@@ -84,8 +84,8 @@ func (r *Replica) commitLoop() {
 		hold := r.holding
 		r.mu.Unlock()
 		r.finish(&a)
-		if hold {
-			sleep(r.ctx, r.rt, holdPause)
+		if hold > 0 {
+			sleep(r.ctx, r.rt, hold)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func (r *Replica) orderable() bool {
 // meanwhile makes the next frame, which could not begin before this one's sync in any case. Larger writes are left to
 // the committer, so that the next one is received and summed while this one is synced.
 func (r *Replica) inlinable() bool {
-	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && !r.holding && r.beginView.Num == 0 &&
+	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && r.holding == 0 && r.beginView.Num == 0 &&
 		r.queueBytes <= maxInlineBytes && r.orderable()
 }
 
@@ -225,6 +225,7 @@ func (r *Replica) seal(fb *frameBuf, a *after, sync bool) {
 		First: r.end + 1, Commit: r.core.Commit(), Stable: r.core.Stable(),
 		Chain: r.store.EndSum(), Flags: flags, Time: r.rt.Now().UnixNano()})
 	r.end = fb.frame.Last()
+	r.logged += uint64(len(fb.frame.Bytes()))
 	r.inflight = fb
 	for _, s := range r.streams {
 		if s.direct {

@@ -1,33 +1,25 @@
 package replication
 
-import (
-	"time"
-
-	"lockstep/wal"
-)
+import "time"
 
 // Bringing a replica up to date takes a share of the disk and of the network that clients would have, and a client that
 // writes as fast as it can runs away from the replica that is to follow it. Both are matters of pace:
 //
 //   - pacer limits what is sent. It looks at the effect on clients alone: how long the log's syncs take, held against
-//     what they take when nothing is sent. While they are not much longer it sends ever more, else ever less.
-//   - holdBack slows writes down, by a few milliseconds a frame and for a bounded time, when a learner is about to lose
-//     its place: the part of the log that it needs next is going to be used again, or what waits for its socket is more
-//     than is kept.
+//     what they take when nothing is sent. While they are not much longer it sends ever more, else ever less; but never
+//     less of the log than clients write, and some more: a learner that is sent less never arrives.
+//   - approach.go looks at whether a learner arrives all the same, and slows writes down if it does not.
 const (
 	paceInterval = 50 * time.Millisecond // between two looks at the clients
-	paceMin      = 4 << 20               // bytes per second: a learner arrives some day
+	paceMin      = 8 << 20               // bytes per second: a learner arrives some day
 	paceStart    = 64 << 20
 	paceMax      = 16 << 30 // as good as no limit
 	paceUp       = 1.25
 	paceDown     = 0.6
 	paceSlack    = 500 * time.Microsecond // a sync that takes so much longer than it should harms nobody
 	paceBurst    = 20 * time.Millisecond  // of sending that may be made up for by one pause
-
-	holdPause  = 5 * time.Millisecond // for one frame
-	holdAll    = 20 * time.Second     // for one connection; then the learner has to begin again
-	holdQueued = 4 << 20              // bytes that wait for a learner's socket: it is slower than the clients are
-	holdShare  = 4                    // the learner's place is within this part of the log's oldest end
+	paceGain     = 1.5                    // of what clients write is sent of the log at least
+	paceRegions  = 0.5                    // of what clients write is sent of the image at least
 )
 
 // syncTimes is how long the log's syncs take: now, and when nobody is brought up to date.
@@ -58,18 +50,21 @@ type pacer struct {
 	last   time.Time
 	looked time.Time
 	syncs  uint64
+	logged uint64    // bytes of frames made until then
+	ingest float64   // bytes of frames made per second
+	region time.Time // when the next region may go
 }
 
 func newPacer(fixed int64, now time.Time) *pacer {
 	return &pacer{fixed: float64(fixed), rate: paceStart, last: now, looked: now}
 }
 
-// sent tells of bytes that were sent, and returns how long to wait before the next.
-func (p *pacer) sent(n int, now time.Time, clients syncTimes) time.Duration {
+// sent tells of bytes of the log that were sent, and returns how long to wait before the next.
+func (p *pacer) sent(n int, now time.Time, clients clientLoad) time.Duration {
 	p.look(now, clients)
-	rate := p.rate
+	rate := max(p.rate, paceGain*p.ingest)
 	if p.fixed > 0 {
-		rate = p.fixed
+		rate = p.fixed + p.ingest
 	}
 	p.debt = max(0, p.debt-now.Sub(p.last)) + time.Duration(float64(n)/rate*float64(time.Second))
 	p.last = now
@@ -79,17 +74,34 @@ func (p *pacer) sent(n int, now time.Time, clients syncTimes) time.Duration {
 	return p.debt
 }
 
+// sentRegion tells of bytes of the image that were sent: the next ones have to wait. The log does not.
+func (p *pacer) sentRegion(n int, now time.Time, clients clientLoad) {
+	p.look(now, clients)
+	rate := max(p.rate, paceRegions*p.ingest)
+	if p.fixed > 0 {
+		rate = p.fixed
+	}
+	if early := now.Add(-paceBurst); p.region.Before(early) {
+		p.region = early
+	}
+	p.region = p.region.Add(time.Duration(float64(n) / rate * float64(time.Second)))
+}
+
 // look adapts the rate to what clients feel.
-func (p *pacer) look(now time.Time, clients syncTimes) {
-	if now.Sub(p.looked) < paceInterval {
+func (p *pacer) look(now time.Time, clients clientLoad) {
+	d := now.Sub(p.looked)
+	if d < paceInterval {
 		return
 	}
-	busy := clients.count != p.syncs
-	p.looked, p.syncs = now, clients.count
+	if p.logged > 0 {
+		p.ingest += (float64(clients.logged-p.logged)/d.Seconds() - p.ingest) / 4
+	}
+	busy := clients.syncs.count != p.syncs
+	p.looked, p.syncs, p.logged = now, clients.syncs.count, clients.logged
 	switch {
 	case !busy:
 		p.rate = paceMax // nobody is there to be disturbed
-	case clients.recent > clients.calm+clients.calm/2+paceSlack:
+	case clients.syncs.recent > clients.syncs.calm+clients.syncs.calm/2+paceSlack:
 		p.rate = max(paceMin, min(p.rate, paceStart)*paceDown)
 	default:
 		p.rate = min(paceMax, min(p.rate, paceStart*8)*paceUp)
@@ -103,49 +115,47 @@ func (r *Replica) noteSync(d time.Duration) {
 	r.syncs.add(d, r.shipping.Load() > 0)
 }
 
-// pacing makes a stream wait after it has sent something to a learner. A member has everybody waiting for it, and a
-// learner that is about to lose its place has no time.
+// clientLoad is what a pacer knows of clients.
+type clientLoad struct {
+	syncs  syncTimes
+	logged uint64 // bytes of frames that were made
+}
+
+func (r *Replica) clientLoad() clientLoad {
+	r.mu.Lock()
+	l := clientLoad{logged: r.logged}
+	r.mu.Unlock()
+	r.syncsMu.Lock()
+	defer r.syncsMu.Unlock()
+	l.syncs = r.syncs
+	return l
+}
+
+// pacing makes a stream wait after it has sent a piece of the log. A member has everybody waiting for it, and a learner
+// that hurries has no time.
 func (s *stream) pacing(n int) error {
 	r := s.r
 	r.mu.Lock()
-	hurry := r.core.Required(s.peer) || r.nearFirst(s.next)
+	hurry := r.core.Required(s.peer) || s.near.hurries() || r.danger(s.next) > 0
 	r.mu.Unlock()
 	if hurry {
 		return nil
 	}
-	r.syncsMu.Lock()
-	clients := r.syncs
-	r.syncsMu.Unlock()
-	if wait := s.pace.sent(n, r.rt.Now(), clients); wait > 0 {
+	if wait := s.pace.sent(n, r.rt.Now(), r.clientLoad()); wait > 0 {
 		return s.pause(wait)
 	}
 	return nil
 }
 
-// behind tells whether some learner is about to lose its place and is still to be waited for, with mu held. It is looked
-// at once a tick.
-func (r *Replica) behind() bool {
-	for _, s := range r.streams {
-		if !s.up || s.held >= holdAll || r.core.Required(s.peer) || r.core.onTrial(s.peer) {
-			continue
-		}
-		if s.direct && s.q.queued() > holdQueued || !s.direct && r.nearFirst(s.next) {
-			s.held += time.Second / TicksPerSecond
-			return true
-		}
+// regionWait is how long the image has to wait until more of it may be sent. While the learner is about to lose its place in the
+// log all of the stream is the log's.
+func (s *stream) regionWait() time.Duration {
+	r := s.r
+	r.mu.Lock()
+	danger := r.danger(s.next)
+	r.mu.Unlock()
+	if danger > 0 {
+		return shipPollTime
 	}
-	return false
-}
-
-// nearFirst tells whether a record is among the log's oldest.
-func (r *Replica) nearFirst(l wal.LSN) bool {
-	m := r.store.Marks()
-	return m.First > 1 && l < m.First+(m.End-m.First)/holdShare
-}
-
-// queued is how many bytes wait for the socket.
-func (q *sendq) queued() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.bytes
+	return s.pace.region.Sub(r.rt.Now())
 }

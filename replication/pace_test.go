@@ -14,7 +14,7 @@ func copying(p *pacer, now *time.Time, clients *syncTimes, sync func(rate float6
 		if sync != nil {
 			clients.add(sync(rate), true)
 		}
-		wait := p.sent(piece, *now, *clients)
+		wait := p.sent(piece, *now, clientLoad{syncs: *clients})
 		*now = now.Add(wait + 100*time.Microsecond) // what sending takes by itself
 		if sent += piece; now.Sub(last) >= paceInterval {
 			rate = float64(sent) / now.Sub(last).Seconds()
@@ -65,5 +65,23 @@ func TestRecruitRateOverrideIsKept(t *testing.T) {
 	slow := func(float64) time.Duration { return time.Second }
 	if rate := copying(p, &now, &clients, slow, 10*time.Second); rate < fixed*0.8 || rate > fixed*1.2 {
 		t.Errorf("told to send %d bytes/s it sends %.0f", fixed, rate)
+	}
+}
+
+// A learner that is sent less of the log than clients write never arrives.
+func TestLogIsSentFasterThanClientsWrite(t *testing.T) {
+	const written = 100 << 20 // bytes a second
+	now := time.Now()
+	began := now
+	p, clients := newPacer(0, now), clientLoad{syncs: calmClients(time.Millisecond), logged: 1}
+	sent := 0
+	for now.Sub(began) < 10*time.Second {
+		clients.syncs.add(time.Second, true) // they suffer badly
+		clients.logged = 1 + uint64(now.Sub(began).Seconds()*written)
+		now = now.Add(p.sent(1<<20, now, clients) + 100*time.Microsecond)
+		sent += 1 << 20
+	}
+	if rate := float64(sent) / 10; rate < 1.3*written {
+		t.Errorf("clients write %d bytes a second, and the learner is sent %.0f", written, rate)
 	}
 }

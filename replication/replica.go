@@ -32,7 +32,8 @@ type ReplicaOptions struct {
 	// OnOutcast is called, with no lock held, when the volume's history went on without what this replica has
 	// committed. It must not block.
 	OnOutcast func()
-	// RecruitRate is how many bytes a second go to a learner; 0: as many as clients do not notice.
+	// RecruitRate is how many bytes a second go to a learner, beside those that clients write meanwhile; 0: as many as
+	// clients do not notice.
 	RecruitRate int64
 	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
 	OnEvent func(Event)
@@ -99,6 +100,7 @@ type Replica struct {
 	begun      viewsvc.ViewNum // newest tenure whose VIEW record was sealed: from then on end is right
 	end        wal.LSN         // last LSN that was given out
 	inflight   *frameBuf       // sealed and sent, not yet in the log
+	logged     uint64          // bytes of the frames that were sealed
 	streams    []*stream       // in the order in which they were opened
 	nextStream uint64
 	peers      map[viewsvc.ReplicaID]viewsvc.Peer
@@ -107,7 +109,7 @@ type Replica struct {
 	follower  *follower           // the stream that this replica follows
 	checked   viewsvc.CheckReport // of the check that was ordered last
 	comparing *comparison         // of members, under way
-	holding   bool                // writes are slowed down for a learner
+	holding   time.Duration       // by which each frame is slowed down for a learner
 	failed    error               // why it is poisoned
 	closed    bool
 	pool      sync.Pool // of *frameBuf
@@ -266,7 +268,7 @@ func (r *Replica) tickLoop() {
 		}
 		r.do(func(c *Core) {
 			c.Tick(r.opts.Clock())
-			r.holding = r.behind()
+			r.holding = r.hold()
 		})
 	}
 }

@@ -97,7 +97,7 @@ func (s *stream) ship(q *sendq, p plan) error {
 			}
 		}
 		if regions != nil && !regions.sent {
-			if err := s.shipRegion(q, regions); err != nil {
+			if err := s.shipRegionInTime(q, regions, shipped > 0); err != nil {
 				return err
 			}
 			continue
@@ -212,6 +212,18 @@ type regionCopy struct {
 	img  blockdev.RegionImage
 }
 
+// shipRegionInTime sends a region, unless it is too early for that: then the log goes on.
+func (s *stream) shipRegionInTime(q *sendq, c *regionCopy, busy bool) error {
+	switch wait := s.regionWait(); {
+	case wait <= 0:
+		return s.shipRegion(q, c)
+	case busy:
+		return s.ctx.Err()
+	default:
+		return s.pause(min(wait, shipPollTime))
+	}
+}
+
 // shipRegion sends the next region that the learner lacks.
 func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	r := s.r
@@ -231,10 +243,8 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	r.mu.Unlock()
 	q.flush()
 	c.next, c.asOf = g+1, max(c.asOf, asOf)
-	if err := q.waitBelow(maxUnsent); err != nil {
-		return err
-	}
-	return s.pacing(len(body))
+	s.pace.sentRegion(len(body), r.rt.Now(), r.clientLoad())
+	return q.waitBelow(maxUnsent)
 }
 
 // copyDone tells the learner that its image is whole with the log that it was sent.

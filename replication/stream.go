@@ -24,6 +24,7 @@ const (
 	shipAhead        = 8 << 20 // bytes of frames between two regions of a copy
 	maxUnsent        = 4 << 20 // waiting for the socket while shipping
 	inflightPollTime = time.Millisecond
+	shipPollTime     = 5 * time.Millisecond // between two looks at the log while regions have to wait
 )
 
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
@@ -48,9 +49,9 @@ type stream struct {
 	up     bool // greetings were exchanged; messages may be queued
 	direct bool // frames are queued as they are made; before that they are shipped from the log
 
-	next wal.LSN       // to be shipped from the log
-	held time.Duration // for which writes were held back for it
-	pace *pacer        // the stream's goroutine's own
+	next wal.LSN  // to be shipped from the log
+	near approach // how it comes along
+	pace *pacer   // the stream's goroutine's own
 
 	copyTotal, copyBytes uint64 // to be copied, and copied
 	started              time.Time
@@ -213,7 +214,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	}
 	r.nextStream++
 	s.id, s.q, s.up, s.direct, s.started = r.nextStream, q, true, false, r.rt.Now()
-	s.next, s.held, s.pace = p.next, 0, newPacer(r.opts.RecruitRate, r.rt.Now())
+	s.next, s.near, s.pace = p.next, approach{}, newPacer(r.opts.RecruitRate, r.rt.Now())
 	view := r.core.View()
 	// The view may be newer than the one in the greeting; the peer has to be in it before anything counts.
 	q.pushEncoded(msg{Type: msgView, View: view.Num}.encodeJSON(view))
