@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -13,7 +14,7 @@ import (
 
 // hopRounds is how often the way through the gateway and the one past it take turns: so what else the machine does meets
 // both.
-const hopRounds = 3
+const hopRounds = 5
 
 // hopLoads are what the gateway's hop is measured with.
 var hopLoads = []workload{workloads[1], workloads[3]}
@@ -23,7 +24,7 @@ type hop struct {
 	Workload string  `json:"workload"`
 	Through  cell    `json:"through_gateway"`
 	Direct   cell    `json:"direct"`
-	Ratio    float64 `json:"ratio"`             // of requests per second
+	Ratio    float64 `json:"ratio"`             // of requests per second: the median of each round's
 	CPU      float64 `json:"gateway_us_per_op"` // of the gateway's process, for each request through it
 }
 
@@ -49,6 +50,7 @@ func measureHop(ctx context.Context, o options, dir string) ([]hop, error) {
 	for _, w := range hopLoads {
 		h := hop{Workload: w.name}
 		var through, past []cell
+		var ratios []float64
 		for n := range hopRounds {
 			fmt.Fprintf(os.Stderr, "hop: %s, round %d\n", w.name, n+1)
 			before, err := cpuSeconds(c.Gateway.PID())
@@ -69,10 +71,10 @@ func measureHop(ctx context.Context, o options, dir string) ([]hop, error) {
 			if err != nil {
 				return nil, fmt.Errorf("past the gateway: %s: %w", w.name, err)
 			}
-			through, past = append(through, a), append(past, b)
+			through, past, ratios = append(through, a), append(past, b), append(ratios, a.IOPS/b.IOPS)
 		}
-		h.Through, h.Direct = middle(through), middle(past)
-		h.Ratio = h.Through.IOPS / h.Direct.IOPS
+		slices.Sort(ratios)
+		h.Through, h.Direct, h.Ratio = middle(through), middle(past), ratios[len(ratios)/2]
 		hops = append(hops, h)
 	}
 	return hops, nil
@@ -80,15 +82,7 @@ func measureHop(ctx context.Context, o options, dir string) ([]hop, error) {
 
 // middle is the measurement with the median rate.
 func middle(cells []cell) cell {
-	slices.SortFunc(cells, func(a, b cell) int {
-		switch {
-		case a.IOPS < b.IOPS:
-			return -1
-		case a.IOPS > b.IOPS:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(cells, func(a, b cell) int { return cmp.Compare(a.IOPS, b.IOPS) })
 	return cells[len(cells)/2]
 }
 

@@ -44,7 +44,7 @@ or MB/s, then the completion latency, median / 99th percentile.
 
 // hopMarkdown prints what the gateway costs.
 func (r report) hopMarkdown(w io.Writer) {
-	fmt.Fprintf(w, "\nThrough the gateway and at the primary's own address, %d times by turns, the median of each:\n\n", hopRounds)
+	fmt.Fprintf(w, "\nThrough the gateway and at the primary's own address, %d times by turns, the medians of each and of each round's ratio:\n\n", hopRounds)
 	fmt.Fprint(w, "| workload | through the gateway | direct | ratio | CPU of the gateway |\n|---|--:|--:|--:|--:|\n")
 	for i, h := range r.Hops {
 		fmt.Fprintf(w, "| %s | %s | %s | %.2f | %.1f µs |\n", h.Workload, hopLoads[i].show(h.Through), hopLoads[i].show(h.Direct), h.Ratio, h.CPU)
