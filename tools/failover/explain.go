@@ -142,12 +142,18 @@ func (m logMarks) explain(began time.Time, gaps []gap) (pause, error) {
 	if err != nil {
 		return pause{}, err
 	}
+	// No write is acknowledged from when the old primary is drained, or dead, until the new one serves. What came before
+	// the view was made, such as a sync that took long while the order was on its way, is no part of that.
+	from := began
+	if !f[decided].IsZero() {
+		from = f[decided]
+	}
 	var g gap
 	for _, x := range gaps {
 		if !f[attached].IsZero() && x.from.After(f[attached]) {
 			break // the new primary serves: what comes is no part of this
 		}
-		if x.to.After(began) && x.length() > g.length() {
+		if x.to.After(from) && x.length() > g.length() {
 			g = x
 		}
 	}
