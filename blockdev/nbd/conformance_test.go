@@ -46,6 +46,7 @@ type peer struct {
 	description string // of the export
 	// failures are the cases that it is known to fail, and how. This package's server has none.
 	failures map[string]string
+	tries    int // of a case; 0 is one
 
 	hasty bool // the present case is known to fail: not worth a long wait
 }
@@ -177,19 +178,23 @@ func TestConformanceOfACluster(t *testing.T) {
 }
 
 // The cases are right: what other servers do is what is expected, but for known differences.
+// othersTries is how often another server may fail: that it passes once shows that the case is right, and a race of its
+// own is not this package's business.
+const othersTries = 3
+
 func TestConformanceOfOthers(t *testing.T) {
 	t.Run("nbdkit", func(t *testing.T) {
-		judge(t, &peer{addr: startNbdkit(t), failures: nbdkitFailures})
+		judge(t, &peer{addr: startNbdkit(t), failures: nbdkitFailures, tries: othersTries})
 	})
 	t.Run("qemu-nbd", func(t *testing.T) {
 		needTool(t, "qemu-nbd")
 		path := filepath.Join(t.TempDir(), "s")
 		startServer(t, path, "qemu-nbd", "--persistent", "--shared=0", "--export-name=disk", "--format=raw", "--discard=unmap",
 			"--description=sparse", "--socket="+path, emptyDisk(t))
-		judge(t, &peer{addr: "unix:" + path, description: "sparse", failures: qemuFailures})
+		judge(t, &peer{addr: "unix:" + path, description: "sparse", failures: qemuFailures, tries: othersTries})
 	})
 	t.Run("nbd-server", func(t *testing.T) {
-		judge(t, &peer{addr: startNBDServer(t), failures: nbdServerFailures})
+		judge(t, &peer{addr: startNBDServer(t), failures: nbdServerFailures, tries: othersTries})
 	})
 }
 
@@ -200,6 +205,9 @@ func judge(t *testing.T, p *peer) {
 			known := p.failures[c.name]
 			p.hasty = known != ""
 			failure := attempt(t, func(t testing.TB) { c.test(t, p) })
+			for n := 1; failure != "" && known == "" && n < p.tries; n++ {
+				failure = attempt(t, func(t testing.TB) { c.test(t, p) })
+			}
 			p.hasty = false
 			if failure == "" {
 				failure = attempt(t, func(t testing.TB) { // whatever it was, the server is as well as before
