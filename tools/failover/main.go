@@ -43,7 +43,7 @@ type options struct {
 	quiet                   int
 	kills, handovers, stops int
 	stopped                 time.Duration
-	dir, binary, keep       string
+	dir, binary             string
 	json                    bool
 }
 

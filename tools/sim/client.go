@@ -59,7 +59,6 @@ type client struct {
 	replays bool
 	depth   int
 	think   time.Duration
-	stopped bool
 }
 
 // op is a request and its part of the history.
@@ -70,7 +69,6 @@ type op struct {
 	call, ret    int64  // moments; ret 0: no answer
 	since        time.Duration
 	vals         []uint64 // what a read returned
-	dropped      bool     // nobody waits for it
 	client       int
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -198,8 +197,6 @@ func (e *endpoint) recv() (any, error) {
 	e.in = e.in[1:]
 	return m, nil
 }
-
-var errBroken = errors.New("connection is broken")
 
 // Write implements net.Conn. It never waits: the socket's buffer is as large as it takes.
 func (e *endpoint) Write(b []byte) (int, error) {

@@ -23,13 +23,6 @@ func (s samples) sort() samples {
 	return s
 }
 
-func (s samples) sum() (t time.Duration) {
-	for _, d := range s {
-		t += d
-	}
-	return t
-}
-
 func (s samples) String() string {
 	return fmt.Sprintf("p50 %v, p99 %v, longest %v", s.at(0.5).Round(time.Microsecond), s.at(0.99).Round(time.Microsecond),
 		s.at(1).Round(time.Microsecond))
