@@ -176,10 +176,7 @@ func TestOneWayLoss(t *testing.T) {
 // the view is without it, and goes on alone.
 func TestMembersLoseEachOther(t *testing.T) {
 	c := startLab(t, cluster.Options{})
-	ledger := clean(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	run := tormentIt(t, c.URI, ledger, seed(t), false)
-	run.goesOn(500)
+	run, finish := beset(t, c)
 	primary := ask(t, c.Primary)
 	must(t, c.Lab().CutBoth(t.Context(), primary, ask(t, c.Backup)))
 	members(t, c, 1)
@@ -190,20 +187,14 @@ func TestMembersLoseEachOther(t *testing.T) {
 	}
 	healed(t, c, c.Lab())
 	run.goesOn(500)
-	t.Log(run.stop())
-	verify(t, c.URI, ledger)
-	fs.check()
-	sameImages(t, c)
+	finish()
 }
 
 // An old primary has a tail of its log that its backup never got, because what it sent was lost. Nobody was told that
 // those writes are there, so they may go, and have to: the new primary's history has others in their place.
 func TestUnmirroredTailIsCut(t *testing.T) {
 	c := startLab(t, cluster.Options{})
-	ledger := clean(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	run := tormentIt(t, c.URI, ledger, seed(t), false)
-	run.goesOn(500)
+	run, finish := beset(t, c)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	must(t, c.Lab().Cut(t.Context(), old, next))
 	acked := false
@@ -229,8 +220,5 @@ func TestUnmirroredTailIsCut(t *testing.T) {
 	if log := c.Node(old).LogTail(1 << 20); !strings.Contains(log, "tail") {
 		t.Errorf("%s says nothing of a tail that was cut", old)
 	}
-	t.Log(run.stop())
-	verify(t, c.URI, ledger)
-	fs.check()
-	sameImages(t, c)
+	finish()
 }

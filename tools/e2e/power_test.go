@@ -12,10 +12,7 @@ import (
 // back. Nothing that was acknowledged is lost.
 func TestViewServerAndPrimaryDie(t *testing.T) {
 	c := start(t, cluster.Options{})
-	ledger := clean(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	run := tormentIt(t, c.URI, ledger, seed(t), false)
-	run.goesOn(500)
+	run, finish := beset(t, c)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	c.Viewd.Kill()
 	c.Node(old).Kill()
@@ -28,10 +25,7 @@ func TestViewServerAndPrimaryDie(t *testing.T) {
 	}
 	must(t, c.Node(old).Start())
 	must(t, c.AwaitSafe(t.Context()))
-	t.Log(run.stop())
-	verify(t, c.URI, ledger)
-	fs.check()
-	sameImages(t, c)
+	finish()
 }
 
 // Both replicas go down one after the other, and come back in either order. Only one that was a member of the last view
