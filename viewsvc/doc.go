@@ -98,13 +98,20 @@
 //
 // A primary is replaced when its node is dead, its storage failed (poisoned), its replica is gone from its node,
 // or its process restarted, if another member lives: the one with the longest log, those whose disk hangs after the
-// others, those that may have lost writes last. It is also replaced when its disk hangs (health.go: a log write has been
+// others. It is also replaced when its disk hangs (health.go: a log write has been
 // under way for 2 s), if that of another member does not; a replica whose disk hung is not recruited before its log writes
 // were young for 10 s. All living members come along; the replaced primary never does, also when it is back already: it
 // returns as a learner, by the one path that is exercised most. A restarted primary without living backups
 // resumes. Both wait shortly for members that this leader has not heard of yet. With no living member nothing
 // moves. A dead backup is removed by the primary, not by the service: only the primary knows what it has
 // acknowledged.
+//
+// A member is a suspect when it may have lost acknowledged writes (sync mode flush, its machine went down) and nobody who
+// lost nothing has brought it up to date since. While a member that is none may come back, no suspect is promoted: the
+// volume waits, and its status says for whom. A primary that restarted and is none resumes, with the living suspects as
+// its backups. A member is not waited for any more when its node has made another copy, or when an operator forces
+// (V8). If all members live and are suspects, the one with the longest log is primary, and held until
+// an operator resumes it (replication).
 //
 // # Timing
 //

@@ -80,6 +80,9 @@ type volumeWatch struct {
 	streak    int
 	notBefore uint64
 
+	// awaited is the member without which no other is promoted: all that live may have lost writes that it has.
+	awaited ReplicaID
+
 	sick map[ReplicaID]*sickness
 
 	// lacking has the nodes that live without their copy, and for how long.
@@ -286,14 +289,19 @@ func (m *Monitor) rolledBack(v *volumeState, w *volumeWatch) bool {
 	return bad
 }
 
-// problem is what status says of a refused volume.
+// problem is what status says of a volume that no view is made for.
 func (m *Monitor) problem(v *volumeState, w *volumeWatch) string {
-	if w.highest <= v.View.Num {
-		return ""
+	switch {
+	case w.highest > v.View.Num:
+		return fmt.Sprintf("the view service lost state: replica %s has seen view %d of volume %s, the service only view %d; "+
+			"no view is made for it: stop the view servers and restore their data directories",
+			w.highestBy, w.highest, v.Volume.Name, v.View.Num)
+	case w.awaited != "":
+		return fmt.Sprintf("the members that live may have lost writes that were not flushed, the one on node %s may have them: "+
+			"start it again; if it is gone for good: lockstep volume force %s --to NODE",
+			v.Replicas[w.awaited], v.Volume.Name)
 	}
-	return fmt.Sprintf("the view service lost state: replica %s has seen view %d of volume %s, the service only view %d; "+
-		"no view is made for it: stop the view servers and restore their data directories",
-		w.highestBy, w.highest, v.Volume.Name, v.View.Num)
+	return ""
 }
 
 // nodeVolumes are the volumes that a node has to do with.

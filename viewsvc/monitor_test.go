@@ -474,24 +474,6 @@ func TestLongestLogIsPromoted(t *testing.T) {
 	}
 }
 
-func TestLongestLogIsPromotedUnlessSuspect(t *testing.T) {
-	r := newRig(t, "n1", "n2", "n3")
-	r.create(3)
-	r.ticks(3)
-	r.recruit()
-	r.want(2, "n1", "n2", "n3")
-	r.nodes["n2"].Replicas[0].LogEnd = 20
-	r.nodes["n3"].Replicas[0].LogEnd = 30
-	r.nodes["n3"].Replicas[0].Suspect = true
-	r.ticks(1)
-	r.die("n1")
-	r.want(3, "n2", "n3")
-	r.ticks(2)
-	r.nodes["n3"].Replicas[0].Suspect = false
-	r.die("n2")
-	r.want(4, "n3")
-}
-
 func TestOutsiderIsNeverPromoted(t *testing.T) {
 	r := pair(t, "n3")
 	r.die("n2")

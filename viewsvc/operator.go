@@ -127,6 +127,9 @@ func (m *Monitor) OrderResume(name string) error {
 	if err != nil {
 		return err
 	}
+	if w.awaited != "" {
+		return fmt.Errorf("%w: volume %s is not held yet: %s", ErrInvalid, name, m.problem(v, w))
+	}
 	if rep, ok := m.report(v, v.View.Primary); !ok || rep.Role != RoleHeld {
 		return fmt.Errorf("%w: volume %s is not held; there is nothing to resume", ErrInvalid, name)
 	}

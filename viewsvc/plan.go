@@ -63,6 +63,8 @@ func (m *Monitor) planFirst(v *volumeState, w *volumeWatch) *Proposal {
 
 // planPrimary replaces or resumes a primary that does not serve any more.
 func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
+	awaited := w.awaited
+	w.awaited = ""
 	why, restarted := m.primaryTrouble(v, w)
 	waited := w.trouble.held(m.now, why != "")
 	if why == "" || m.unheard(v) && waited < m.opt.ResumeWait {
@@ -72,13 +74,56 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 	if why == hangs && len(m.well(v, living)) == 0 {
 		return nil // nobody would do better
 	}
-	if len(living) > 0 {
-		return &Proposal{Kind: KindPromote, Primary: living[0], Backups: living[1:], Reason: why}
-	}
-	if !restarted || m.life(v.Replicas[v.View.Primary]) != lifeAlive {
+	restarted = restarted && m.life(v.Replicas[v.View.Primary]) == lifeAlive
+	p := &Proposal{Reason: why}
+	switch {
+	case restarted && m.resumes(v, living):
+		p.Kind, p.Primary, p.Backups = KindResume, v.View.Primary, living
+		if len(living) == 0 {
+			p.Reason += ", no backup is alive"
+		} else {
+			p.Reason += ", its backups may have lost writes"
+		}
+	case len(living) > 0:
+		p.Kind, p.Primary, p.Backups = KindPromote, living[0], living[1:]
+	default:
 		return nil // nobody is left who may serve
 	}
-	return &Proposal{Kind: KindResume, Primary: v.View.Primary, Reason: why + ", no backup is alive"}
+	if w.awaited = m.awaitedMember(v, p.Primary); w.awaited != "" {
+		if w.awaited != awaited {
+			m.event(Event{Kind: EventAwaited, Volume: v.Volume.ID, Node: v.Replicas[w.awaited], Replica: w.awaited, Text: m.problem(v, w)})
+		}
+		return nil
+	}
+	return p
+}
+
+// resumes tells whether a primary that restarted takes office again: no backup is alive, or those that are are suspects
+// and it is none, or has the longest log.
+func (m *Monitor) resumes(v *volumeState, living []ReplicaID) bool {
+	if len(living) == 0 {
+		return true
+	}
+	best, _ := m.report(v, living[0])
+	own, _ := m.report(v, v.View.Primary)
+	return best.Suspect && (!own.Suspect || own.LogEnd > best.LogEnd)
+}
+
+// awaitedMember finds a member that may have what the next primary may have lost, "" if that one has lost nothing or
+// nobody can have more. A member that is dead may come back with all it had; it is only given up when its node has made
+// another copy, or by an operator's force.
+func (m *Monitor) awaitedMember(v *volumeState, next ReplicaID) ReplicaID {
+	if rep, _ := m.report(v, next); !rep.Suspect {
+		return ""
+	}
+	for _, r := range v.View.Members() {
+		rep, reported := m.report(v, r)
+		reported = reported && m.life(v.Replicas[r]) == lifeAlive
+		if reported && !rep.Suspect || !reported && v.present(r) {
+			return r
+		}
+	}
+	return ""
 }
 
 // primaryTrouble tells why the primary cannot go on, "" if it can, and whether it only restarted.

@@ -70,12 +70,8 @@ func forcedLoss(vs viewsvc.VolumeStatus, to viewsvc.NodeID) (string, error) {
 	if copy.Replica == "" {
 		return "", withHint(fmt.Errorf("volume force: node %s has no copy of %s", to, name), "see `lockstep status %s`", name)
 	}
-	has, most, holder := reportOf(vs, copy.Replica).LogEnd, uint64(0), ""
-	for _, r := range vs.Reports {
-		if end := max(r.Commit, r.LogEnd); vs.View.Has(r.Replica) && end > most {
-			most, holder = end, nodeNames(vs.Peers)(r.Replica)
-		}
-	}
+	has := reportOf(vs, copy.Replica).LogEnd
+	most, holder := longestLog(vs)
 	member := choose(vs.View.Has(copy.Replica), "a member", "NO MEMBER")
 	switch {
 	case most > has:
@@ -86,4 +82,28 @@ func forcedLoss(vs viewsvc.VolumeStatus, to viewsvc.NodeID) (string, error) {
 	}
 	return fmt.Sprintf("the copy on %s is NO MEMBER of view %d and ends with record %d; how much the members have is not known, all of that would be lost",
 		to, vs.View.Num, has), nil
+}
+
+// longestLog is how far the log of a view's member reaches, as far as the reports tell, and on which node.
+func longestLog(vs viewsvc.VolumeStatus) (end uint64, node string) {
+	for _, r := range vs.Reports {
+		if e := max(r.Commit, r.LogEnd); vs.View.Has(r.Replica) && e > end {
+			end, node = e, nodeNames(vs.Peers)(r.Replica)
+		}
+	}
+	return end, node
+}
+
+// resumedLoss says what is given up when a held volume goes on.
+func resumedLoss(vs viewsvc.VolumeStatus) string {
+	has := reportOf(vs, vs.View.Primary).LogEnd
+	loss := fmt.Sprintf("%s goes on with the copy on %s, whose log ends with record %d; what was acknowledged and not flushed behind that is lost",
+		vs.Volume.Name, nodeNames(vs.Peers)(vs.View.Primary), has)
+	for _, r := range vs.Reports {
+		if !vs.View.Has(r.Replica) && r.LogEnd > has {
+			loss += fmt.Sprintf("; the copy on %s, no member of view %d, has records up to %d, which are given up",
+				nodeNames(vs.Peers)(r.Replica), vs.View.Num, r.LogEnd)
+		}
+	}
+	return loss
 }

@@ -62,6 +62,9 @@ func obstacle(vs viewsvc.VolumeStatus, live, needed int) string {
 	if vs.View.Num == 0 {
 		return fmt.Sprintf("no view yet, waiting for %d nodes to make their copies", vs.Volume.Copies)
 	}
+	if vs.Problem != "" {
+		return vs.Problem
+	}
 	primary := nodeNames(vs.Peers)(vs.View.Primary)
 	i := slices.IndexFunc(vs.Peers, func(p viewsvc.Peer) bool { return p.Replica == vs.View.Primary })
 	if i < 0 || !vs.Peers[i].Alive {

@@ -156,9 +156,14 @@ reconnects. Restart what uses the volume (unmount, check, mount) before you resu
 		Args: wantArgs("NAME"),
 	}
 	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
+		vs, err := view.volume(ctx, args[0])
+		if err != nil {
+			return err
+		}
 		if err := view.Resume(ctx, args[0]); err != nil {
 			return err
 		}
+		fmt.Fprintf(env.stderr, "DATA LOSS ACCEPTED: %s\n", resumedLoss(vs))
 		fmt.Fprintf(env.stdout, "resumed %s\n", args[0])
 		return nil
 	})

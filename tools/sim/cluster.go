@@ -123,13 +123,6 @@ func (c *cluster) run() string {
 		if well = c.well(); well {
 			break
 		}
-		if c.held() {
-			// Sync mode flush: a member that may lack something is all that the view has left. It waits for an operator,
-			// who is not simulated.
-			w.stats.note(heldAtEnd)
-			c.end()
-			return ""
-		}
 	}
 	if w.bad == "" && !well {
 		w.fail("not well again after %v: %s", healTime, c.state())
@@ -158,12 +151,6 @@ func (c *cluster) end() {
 		m.end(true)
 	}
 	c.w.shut()
-}
-
-// held tells whether the volume's primary may not open by itself.
-func (c *cluster) held() bool {
-	m := c.byReplica(c.views.current().Primary)
-	return c.sync == viewsvc.SyncFlush && m != nil && m.replica != nil && m.replica.Report().Role == viewsvc.RoleHeld
 }
 
 // create creates the volume, as soon as somebody leads.

@@ -47,6 +47,8 @@ var mutants = []mutant{
 	{"promoteany", "kill,wipe,isolate", 2500, []edit{ // the view service promotes a replica that is no member
 		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + on("promoteany") + ") {\n			rep, _"},
 		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + off("promoteany") + " {\n			return ruleErrorf(rule"}}},
+	{"promotesuspect", "power,kill,pause,isolate", 2500, []edit{ // a suspect is promoted while a sound member may come back
+		{"viewsvc/plan.go", "m.report(v, next); !rep.Suspect {", "m.report(v, next); !rep.Suspect || " + on("promotesuspect") + " {"}}},
 	{"resumesame", "kill,power", 2500, []edit{ // a restarted primary goes on in its old tenure
 		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
 		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},

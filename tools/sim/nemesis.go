@@ -45,9 +45,10 @@ type nemesis struct {
 	pace    time.Duration
 	spite   int // one provocation in so many is answered; 0: none
 	over    bool
-	active  int      // faults that last
-	alone   bool     // one that nothing may be added to
-	undo    []func() // what ends with the storm
+	active  int // faults that last
+	// cacheLost: a member has lost its page cache, and not everything is as it was again.
+	cacheLost bool
+	undo      []func() // what ends with the storm
 }
 
 // faultNames are for the command line.
@@ -189,14 +190,12 @@ func (n *nemesis) fate() memfs.Fate {
 func (n *nemesis) do(f fault, m *machine) {
 	c, w := n.c, n.c.w
 	if c.sync == viewsvc.SyncFlush {
-		if n.alone = n.alone && !(c.complete() && n.active == 0); n.alone {
-			return
-		}
+		n.cacheLost = n.cacheLost && !(c.complete() && n.active == 0)
 		if losesCache(f) {
-			if n.active > 0 || !c.complete() {
+			if n.cacheLost || n.active > 0 || !c.complete() {
 				return
 			}
-			n.alone = true
+			n.cacheLost = true
 		}
 	}
 	switch f {
@@ -296,8 +295,8 @@ func (n *nemesis) do(f fault, m *machine) {
 	}
 }
 
-// losesCache tells of faults that take a page cache along. In sync mode flush such a fault comes alone: when the other
-// members are away, too, what is left is for an operator to accept, who is not simulated.
+// losesCache tells of faults that take a page cache along. In sync mode flush only one member at a time meets one: of the
+// others each has everything, and the volume must not end up held. What happens to them meanwhile is another matter.
 func losesCache(f fault) bool {
 	return f == faultPower || f == faultWipe || f == faultDiskError
 }

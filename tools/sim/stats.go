@@ -28,7 +28,7 @@ const (
 	readsFenced
 	leasedRead
 	flushMode
-	heldAtEnd
+	suspectWaited
 	sometimesCount
 )
 
@@ -40,11 +40,11 @@ var sometimesNames = [sometimesCount]string{
 	fencedUnread: "session ended with requests unread", powerFailure: "total power failure", wiped: "disk replaced",
 	promoted: "backup promoted", resumed: "primary resumed", inheritedTail: "tail inherited by a new primary",
 	grantWaited: "new primary waited for its grant to end", copySurvived: "copy went on under another primary",
-	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", heldAtEnd: "volume held for an operator",
+	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing",
 }
 
 // rare are those that take more seeds than are played every day.
-var rare = map[sometimes]bool{proposalLate: true, copySurvived: true, heldAtEnd: true}
+var rare = map[sometimes]bool{proposalLate: true, copySurvived: true, suspectWaited: true}
 
 // stats counts what happened.
 type stats struct {

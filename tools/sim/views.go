@@ -153,6 +153,9 @@ func (v *views) flush() {
 	mon := v.mon
 	out := mon.Take()
 	for _, e := range out.Events {
+		if e.Kind == viewsvc.EventAwaited {
+			v.w.stats.note(suspectWaited)
+		}
 		v.w.tr("views: %v %s %s %s %v", e.Kind, e.Node, e.Text, e.Change, errText(e.Err))
 	}
 	for _, c := range out.Commands {
