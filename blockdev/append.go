@@ -120,7 +120,7 @@ func (s *Store) commitFrame(f *frameInfo) {
 		c := p.changes.at(i)
 		s.regions.raise(c.block, c.count, c.lsn)
 		if c.pos == 0 {
-			s.table.setZero(c.block, c.count, c.lsn)
+			s.table.setZero(c.block, c.count, c.lsn, c.sum)
 			continue
 		}
 		for k := range c.count {

@@ -33,14 +33,13 @@ type batch struct {
 // applyOp is one block's new version. Invariant: len(ops) ≤ maxOps + MaxFrameBlocks < 1<<opBits.
 type applyOp struct {
 	block uint64
-	src   int // of the data in buf; -1 for a zero, -2 for one that keeps its space
+	src   int // of the data in buf; srcZero for a zero, of the sort that loc.sum tells
 	loc   loc
 }
 
 const (
-	opBits    = 20
-	srcZero   = -1
-	srcNoHole = -2
+	opBits  = 20
+	srcZero = -1
 )
 
 // bound is how far the image may go (W1, B1).
@@ -147,22 +146,18 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 				})
 			}
 		case wal.KindZero, wal.KindTrim:
-			keep := r.Kind == wal.KindZero && r.Flags&wal.RecordNoHole != 0
+			sum := zeroSum(r)
 			if r.Count > maxZeroEntries {
 				if err := s.flushOps(buf); err != nil {
 					return err
 				}
-				if err := s.applyZero(r.Block, uint64(r.Count), lsn, keep); err != nil {
+				if err := s.applyZero(zeroExtent{r.Block, r.Block + uint64(r.Count), lsn, sum}); err != nil {
 					return err
 				}
 				continue
 			}
-			src := srcZero
-			if keep {
-				src = srcNoHole
-			}
 			for k := range uint64(r.Count) {
-				b.ops = append(b.ops, applyOp{r.Block + k, src, loc{pos: zeroBit | wal.Pos(lsn)}})
+				b.ops = append(b.ops, applyOp{r.Block + k, srcZero, zeroLoc(lsn, sum)})
 			}
 		}
 		if len(b.ops) >= maxOps {
@@ -175,19 +170,20 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 }
 
 // applyZero brings one long ZERO or TRIM into the image.
-func (s *Store) applyZero(block, count uint64, lsn wal.LSN, keep bool) error {
-	if err := s.zeroImage(block, count, keep); err != nil {
+func (s *Store) applyZero(e zeroExtent) error {
+	if err := s.zeroImage(e.from, e.to-e.from, e.sum); err != nil {
 		return err
 	}
-	if err := s.sums.zero(block, count); err != nil {
+	if err := s.sums.fill(e.from, e.to-e.from, e.sum); err != nil {
 		return err
 	}
-	s.table.zeroes.applied(lsn)
+	s.table.zeroes.applied(e.lsn)
 	return nil
 }
 
-func (s *Store) zeroImage(block, count uint64, keep bool) error {
-	if !keep {
+// zeroImage makes a range zero, of the sort that sum tells.
+func (s *Store) zeroImage(block, count uint64, sum uint32) error {
+	if sum == sumHole {
 		if err := s.image.PunchHole(int64(block)*BlockSize, int64(count)*BlockSize); err != nil {
 			return fmt.Errorf("punch image: %w", err)
 		}
@@ -234,7 +230,11 @@ func (s *Store) flushOps(buf []byte) error {
 	}
 	for _, k := range b.keys[:n] {
 		op := b.op(k)
-		if err := s.sums.set(op.block, op.loc.sum); err != nil {
+		sum := op.loc.sum
+		if s.o.broken.has(keptAsHole) && !HasData(sum) {
+			sum = sumHole
+		}
+		if err := s.sums.set(op.block, sum); err != nil {
 			return err
 		}
 	}
@@ -260,7 +260,7 @@ func (s *Store) writeRun(keys []uint64, buf []byte) (int, error) {
 	n, together := 1, true
 	for ; n < len(keys); n++ {
 		op := b.op(keys[n])
-		if op.block != first.block+uint64(n) || (op.src < 0 || first.src < 0) && op.src != first.src {
+		if op.block != first.block+uint64(n) || (op.src < 0 || first.src < 0) && (op.src != first.src || op.loc.sum != first.loc.sum) {
 			break
 		}
 		if first.src >= 0 && op.src != first.src+n*BlockSize {
@@ -272,7 +272,7 @@ func (s *Store) writeRun(keys []uint64, buf []byte) (int, error) {
 	}
 	switch {
 	case first.src < 0:
-		return n, s.zeroImage(first.block, uint64(n), first.src == srcNoHole)
+		return n, s.zeroImage(first.block, uint64(n), first.loc.sum)
 	case together:
 		return n, s.writeImage(first.block, buf[first.src:first.src+n*BlockSize])
 	}

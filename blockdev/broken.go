@@ -61,7 +61,7 @@ func (s *Store) applyBroken(info frameInfo, buf []byte, at int) error {
 		return err
 	}
 	for _, e := range extents {
-		if err := s.applyZero(e.from, e.to-e.from, e.lsn, false); err != nil {
+		if err := s.applyZero(e); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ func brokenRig(t *testing.T) *rig {
 	r.put(write(10, 4), write(20, 1), write(30, 1))
 	r.steps()
 	r.put(write(100, 2))
-	r.put(write(10, 4), trim(20, 1), write(30, 1), trim(1000, maxZeroEntries+5))
+	r.put(write(10, 4), trim(20, 1), write(30, 1), trim(1000, maxZeroEntries+5), zero(22, 2), zero(1400, maxZeroEntries+5))
 	r.put(write(11, 1), write(30, 1))
 	return r
 }

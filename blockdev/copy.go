@@ -14,9 +14,9 @@ import (
 
 // RegionImage is the content of a region. A user keeps and reuses one.
 type RegionImage struct {
-	// Sums has one entry per block of the region; 0 says that the block is zero.
+	// Sums has one entry per block of the region, as data.crc has it.
 	Sums []uint32
-	// Data holds the blocks that are not zero, in order, without gaps.
+	// Data holds the blocks that have data by their sums (HasData), in order, without gaps.
 	Data []byte
 
 	buf []byte // RegionBytes; Data lies in it
@@ -26,7 +26,7 @@ type RegionImage struct {
 func (img *RegionImage) Validate(region int) error {
 	used := 0
 	for i, sum := range img.Sums {
-		if sum == 0 {
+		if !HasData(sum) {
 			continue
 		}
 		if len(img.Data)-used < BlockSize {
@@ -88,7 +88,7 @@ func (s *Store) ReadRegion(region int, dst *RegionImage) (asOf wal.LSN, err erro
 	}
 	used := 0
 	for i, sum := range dst.Sums {
-		if sum == 0 {
+		if !HasData(sum) {
 			continue
 		}
 		if used != i*BlockSize {
@@ -182,11 +182,12 @@ func (s *Store) writeRegion(block uint64, img *RegionImage) error {
 	data := img.Data
 	for i := 0; i < len(img.Sums); {
 		j := i + 1
-		for j < len(img.Sums) && (img.Sums[j] == 0) == (img.Sums[i] == 0) {
+		some := HasData(img.Sums[i])
+		for j < len(img.Sums) && (img.Sums[j] == img.Sums[i] || some && HasData(img.Sums[j])) {
 			j++
 		}
-		if n := (j - i) * BlockSize; img.Sums[i] == 0 {
-			if err := s.zeroImage(block+uint64(i), uint64(j-i), false); err != nil {
+		if n := (j - i) * BlockSize; !some {
+			if err := s.zeroImage(block+uint64(i), uint64(j-i), img.Sums[i]); err != nil {
 				return err
 			}
 		} else {

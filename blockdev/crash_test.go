@@ -64,6 +64,7 @@ func TestCrashTestsNoticeBrokenRules(t *testing.T) {
 		{metaUnsynced, "meta written without a sync", crashLife},
 		{sessionsNotSaved, "B8: checkpoint without the session table", crashLife},
 		{releaseEarly, "W3: segments released before the checkpoint", crashLife},
+		{keptAsHole, "space that is to stay allocated noted as a hole", crashLife},
 		{namesUnsynced, "W6: names that a killed process made are not synced", crashLife},
 		{copyDoneEarly, "B7: copying flag dropped before the copy is stable", crashCopy},
 		{resetFirst, "a copy that begins with the log, and notes it afterwards", crashCopy},

@@ -39,7 +39,7 @@ func (a *apprentice) learns() {
 	}
 	a.base = a.synced
 	for i := range uint64(9) {
-		a.src.put(write(2*i, 16), trim(RegionBlocks+i, 1))
+		a.src.put(write(2*i, 16), trim(RegionBlocks+i, 1), zero(RegionBlocks+2*i, 1))
 		a.src.steps()
 	}
 	a.view(1)
@@ -158,6 +158,9 @@ func (a *apprentice) survives(disk *memfs.FS) error {
 		return fmt.Errorf("copied again, now copying %v, %+v", s.Copying(), s.Marks())
 	}
 	s.Commit(a.src.end())
+	if err := extentsDiffer(s, a.src.content(a.src.end()), s.Blocks()); err != nil {
+		return fmt.Errorf("copied again: %w", err)
+	}
 	return holds(a.src.as(s), a.src.end())
 }
 

@@ -61,7 +61,7 @@ const (
 	OpTrim                      // the range is not needed any more; it reads as zeroes afterwards
 	OpWriteZeroes               // the range reads as zeroes afterwards
 	OpCache                     // a hint that the range will be read soon
-	OpExtents                   // say which parts of the range are holes
+	OpExtents                   // say how the parts of the range are kept
 )
 
 func (o Op) String() string {

@@ -15,7 +15,8 @@
 //	meta        two 4 KiB slots with the same content (table below)
 //	meta.new    only while the directory is being formatted: renamed to meta as Format's last step
 //	data.img    raw image, exactly the volume's size, sparse
-//	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); 0 = reads as zeroes
+//	data.crc    4 bytes per block, little-endian: wal.BlockSum(block, data); less than 2 = reads as zeroes: 0 = a
+//	            hole, 1 = takes space (WRITE_ZEROES with NO_HOLE)
 //	sessions    which numbered requests of clients the history holds (sessions.go), 2 × 1 MiB slots, written as those of meta
 //	regions     8 bytes per region of RegionBytes, little-endian: in the lower 48 bits the LSN of the last committed change,
 //	            or newer; in the upper 16 the lower bits of crc32c(le64(region) ‖ le64(LSN)). 0 = never changed
@@ -23,8 +24,8 @@
 //	            1970, crc32c of these 24 bytes; never synced, made when it is missing, not believed when it is bad
 //	wal/        the log's segments (package wal)
 //
-// data.crc and regions are padded to whole 4 KiB pages. A block with sum 0 is never looked up in the image; the
-// image is punched or zeroed all the same, so that data.img alone is the disk's content after a clean stop.
+// data.crc and regions are padded to whole 4 KiB pages. A block that its sum says to be zero is never looked up in
+// the image; the image is punched or zeroed all the same, so that data.img alone is the disk's content after a clean stop.
 //
 // # meta slot, version 1
 //
@@ -110,8 +111,8 @@
 //     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The
 //     commit point is recorded before that, and a checkpoint follows at once.
 //
-//   - B9 a block whose sum is 0, and which has no entry in the page table, is zero or a hole in the image: so sums that
-//     read as zeroes though some were written are found out (lostsums.go). It does not hold while copying.
+//   - B9 a block that has no data by its sum, and no entry in the page table, is zero or a hole in the image: so sums
+//     that were lost, or are older than the image, are found out (lostsums.go). It does not hold while copying.
 //
 //   - B10 the session table on disk has all that the records up to the checkpoint say; that of the later ones follows
 //     from the log. It never has anything of a record that was not committed.

@@ -2,12 +2,12 @@ package blockdev
 
 import "fmt"
 
-// Extent tells whether block reads as a hole (zeroes that take no space), and how many blocks from it on, up to max,
-// are the same in this. The content is what it is at some moment of the call. Regions that were never written, and
+// Extent tells how block is kept, and how many blocks from it on, up to max, are the same in this: data, a hole, or zeroes
+// whose space was to stay allocated. Zeroes that were written as data are data. The content is what it is at some moment of the call. Regions that were never written, and
 // stretches for which there is not even a page of sums, cost next to nothing: a whole volume can be asked for.
-func (s *Store) Extent(block uint64, max uint64) (n uint64, zero bool, err error) {
+func (s *Store) Extent(block uint64, max uint64) (n uint64, state ExtentState, err error) {
 	if block >= s.Blocks() {
-		return 0, false, fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())
+		return 0, 0, fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())
 	}
 	max = min(max, s.Blocks()-block)
 	w := extentWalk{s: s, block: block, max: max,
@@ -15,24 +15,35 @@ func (s *Store) Extent(block uint64, max uint64) (n uint64, zero bool, err error
 		image: dataFinder{f: s.image.File, size: int64(s.id.Size)}}
 	drops := s.sums.dropCount()
 	if err := w.run(); err != nil {
-		return 0, false, err
+		return 0, 0, err
 	}
 	if w.skipped && s.sums.dropCount() != drops {
 		// A page that was empty in the file may have been filled, written and dropped meanwhile.
 		w = extentWalk{s: s, block: block, max: max, slow: true}
 		if err := w.run(); err != nil {
-			return 0, false, err
+			return 0, 0, err
 		}
 	}
-	return w.n, w.zero, nil
+	return w.n, w.state, nil
 }
 
-// extentWalk goes over the blocks from block on until their kind changes, n blocks later.
+// stateOf is how a block is kept that has a sum.
+func stateOf(sum uint32) ExtentState {
+	switch sum {
+	case sumHole:
+		return ExtentHole | ExtentZero
+	case sumKept:
+		return ExtentZero
+	}
+	return 0
+}
+
+// extentWalk goes over the blocks from block on until their state changes, n blocks later.
 type extentWalk struct {
 	s          *Store
 	block, max uint64
 	n          uint64
-	zero       bool // the kind, once n > 0
+	state      ExtentState // once n > 0
 
 	slow        bool // look at every page of sums
 	sums, image dataFinder
@@ -45,23 +56,21 @@ func (w *extentWalk) run() error {
 	for w.n < w.max {
 		b := w.block + w.n
 		if k := w.untouched(b); k > 0 {
-			if w.n > 0 && !w.zero {
+			if !w.add(k, sumHole) {
 				return nil
 			}
-			w.n, w.zero = w.n+k, true
 			continue
 		}
 		k := min(w.max-w.n, RegionBlocks-b%RegionBlocks)
 		// The table first: what leaves it has its sum in a page that is in memory by then.
-		some := w.s.table.mayHave(b)
-		if some || w.s.table.zeroes.count.Load() > 0 {
+		some := w.s.table.mayHave(b) || w.s.table.zeroes.count.Load() > 0
+		if some {
 			w.s.table.lookup(b, locs[:k])
 		} else {
 			clear(locs[:k])
 		}
 		if w.noSums(int(b / sumsPerPage)) {
-			if !some && (w.n == 0 || w.zero) {
-				w.n, w.zero = w.n+k, true
+			if !some && w.add(k, sumHole) {
 				continue
 			}
 			clear(sums[:k])
@@ -69,16 +78,25 @@ func (w *extentWalk) run() error {
 			return err
 		}
 		for i := range k {
-			z := locs[i].isZero() || locs[i].inImage() && sums[i] == 0
-			if w.n == 0 {
-				w.zero = z
-			} else if z != w.zero {
+			if !locs[i].inImage() {
+				sums[i] = locs[i].sum
+			}
+			if !w.add(1, sums[i]) {
 				return nil
 			}
-			w.n++
 		}
 	}
 	return nil
+}
+
+// add takes k more blocks in, and returns false if they are kept otherwise than those before.
+func (w *extentWalk) add(k uint64, sum uint32) bool {
+	state := stateOf(sum)
+	if w.n > 0 && state != w.state {
+		return false
+	}
+	w.n, w.state = w.n+k, state
+	return true
 }
 
 // untouched is the number of blocks from b on that no record ever changed, as far as that is known for whole regions.

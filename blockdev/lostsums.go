@@ -7,10 +7,11 @@ import (
 	"lockstep/wal"
 )
 
-// Sums that are lost, or that another page's took the place of, so that they read as zeroes, would turn their blocks into
-// holes. But a block without a sum is a hole or zero in the image too (B9). So where sums are zero and the image is
-// not, blocks have lost their sums. This is looked at when a page of sums is read, and costs one question to the file
-// system for a stretch without sums in a region that was written once; the image is read only where it has data there.
+// Sums that are lost, or stale, or that another page's took the place of, so that they say that there is no data, would turn
+// their blocks into zeroes. But a block without data is a hole or zero in the image too (B9). So where the image is not
+// zero, blocks have lost their sums. This is looked at when a page of sums is read, and costs one question to the file
+// system for a stretch without data in a region that was written once; the image is read only where it has data there, or
+// zeroes that keep their space.
 
 // lostStretch is how many blocks are looked at together: within a region.
 const lostStretch = 128
@@ -31,8 +32,8 @@ func (s *Store) markLost(page int, p *sumPage) error {
 			break
 		}
 		n = min(lostStretch-at%lostStretch, s.Blocks()-first)
-		var zero bool
-		if n, zero = p.stretch(at, n); !zero || s.regions.get(int(first/RegionBlocks)) == 0 ||
+		var some bool
+		if n, some = p.stretch(at, n); some || s.regions.get(int(first/RegionBlocks)) == 0 ||
 			!finder.dataIn(int64(first)*BlockSize, int64(first+n)*BlockSize) {
 			continue
 		}
@@ -47,17 +48,17 @@ func (s *Store) markLost(page int, p *sumPage) error {
 		for i := range n {
 			d := data[i*BlockSize : (i+1)*BlockSize]
 			if locs[i].inImage() && !bytes.Equal(d, zeroPage[:]) {
-				p.set(at+i, max(1, ^wal.BlockSum(first+i, d)))
+				p.set(at+i, max(wal.MinBlockSum, ^wal.BlockSum(first+i, d)))
 			}
 		}
 	}
 	return nil
 }
 
-// stretch counts the sums from at on, up to max, that are all 0 or all not.
-func (p *sumPage) stretch(at, max uint64) (n uint64, zero bool) {
-	zero = p.get(at) == 0
-	for n = 1; n < max && (p.get(at+n) == 0) == zero; n++ {
+// stretch counts the sums from at on, up to max, that are all of blocks with data, or all not.
+func (p *sumPage) stretch(at, max uint64) (n uint64, some bool) {
+	some = HasData(p.get(at))
+	for n = 1; n < max && HasData(p.get(at+n)) == some; n++ {
 	}
-	return n, zero
+	return n, some
 }

@@ -121,6 +121,9 @@ func (m *modeller) frame() {
 			op.kind, op.flags = wal.KindZero, wal.RecordNoHole
 		case 4:
 			op.kind = wal.KindTrim
+			if m.rnd.IntN(3) == 0 {
+				op.kind, op.flags = wal.KindZero, wal.RecordNoHole
+			}
 			op.block = m.rnd.Uint64N(100)
 			op.count = maxZeroEntries + m.rnd.Uint64N(m.s.Blocks()-maxZeroEntries-100)
 		case 5:

@@ -18,6 +18,7 @@ const (
 	resetFirst                            // a copy begins with the log, and notes it afterwards
 	sessionsNotSaved                      // B10: a checkpoint goes without the session table
 	trustHoles                            // B9: a stretch of lost sums is taken for a hole
+	keptAsHole                            // space that is to stay allocated is noted as a hole
 )
 
 func (m mutation) has(x mutation) bool { return m&x != 0 }

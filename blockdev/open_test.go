@@ -408,16 +408,17 @@ func TestCommitPointSurvivesCutOfItsCarrier(t *testing.T) {
 	r.check(r.s.Close())
 }
 
-func TestExtentTellsHolesFromData(t *testing.T) {
+func TestExtentTellsDataHolesAndKeptSpaceApart(t *testing.T) {
 	r := osRig(t, StoreOptions{Manual: true})
-	r.put(write(10, 5), trim(12, 1), trim(600, 300))
+	const hole = ExtentHole | ExtentZero
+	r.put(write(10, 5), trim(12, 1), zero(14, 1), trim(600, 300), zero(600, 300))
 	for range 2 {
 		for _, c := range []struct {
 			block, n uint64
-			zero     bool
-		}{{0, 10, true}, {10, 2, false}, {12, 1, true}, {13, 2, false}, {15, 2033, true}} {
-			if n, zero, err := r.s.Extent(c.block, 1<<40); n != c.n || zero != c.zero || err != nil {
-				t.Errorf("block %d: %d %v %v, want %+v", c.block, n, zero, err, c)
+			state    ExtentState
+		}{{0, 10, hole}, {10, 2, 0}, {12, 1, hole}, {13, 1, 0}, {14, 1, ExtentZero}, {15, 585, hole}, {600, 300, ExtentZero}, {900, 1148, hole}} {
+			if n, state, err := r.s.Extent(c.block, 1<<40); n != c.n || state != c.state || err != nil {
+				t.Errorf("block %d: %d %v %v, want %+v", c.block, n, state, err, c)
 			}
 		}
 		if n, _, _ := r.s.Extent(0, 7); n != 7 {
@@ -425,11 +426,11 @@ func TestExtentTellsHolesFromData(t *testing.T) {
 		}
 		r.steps()
 	}
-	if end, ok := r.s.FrameEnd(2); ok {
+	if end, ok := r.s.FrameEnd(3); ok {
 		t.Error("applied frame", end)
 	}
 	r.append(write(1, 1), write(2, 1))
-	if end, ok := r.s.FrameEnd(4); !ok || end != 5 {
+	if end, ok := r.s.FrameEnd(6); !ok || end != 7 {
 		t.Error(end, ok)
 	}
 	r.check(r.s.Close())
@@ -443,8 +444,8 @@ func TestImageIsTheDiskAfterCleanStop(t *testing.T) {
 		r.put(write(i*50, 50))
 		r.steps()
 	}
-	r.put(trim(5, 1), histOp{kind: wal.KindZero, flags: wal.RecordNoHole, block: 7, count: 2}, write(8, 1))
-	r.put(trim(20, 300), histOp{kind: wal.KindZero, flags: wal.RecordNoHole, block: 330, count: 260})
+	r.put(trim(5, 1), zero(7, 2), write(8, 1))
+	r.put(trim(20, 300), zero(330, 260))
 	want := r.content(r.end())
 	r.check(r.s.Close())
 	f, err := fsys.Open("r/data.img")

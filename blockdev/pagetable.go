@@ -12,11 +12,13 @@ import (
 // it is in the image. Two versions of a block never have the same loc, except zeroes that are equal anyway.
 type loc struct {
 	pos wal.Pos // of the payload block, or zeroBit | LSN
-	sum uint32
+	sum uint32  // as data.crc will have it
 }
 
 // zeroBit in a loc's pos says that the block is zero.
 const zeroBit = wal.Pos(1) << 63
+
+func zeroLoc(l wal.LSN, sum uint32) loc { return loc{zeroBit | wal.Pos(l), sum} }
 
 func (l loc) inImage() bool { return l.pos == 0 }
 func (l loc) isZero() bool  { return l.pos&zeroBit != 0 }
@@ -161,9 +163,9 @@ func (t *pageTable) mayHave(block uint64) bool {
 	return s.used > 0
 }
 
-// setZero makes a range zero by the record lsn.
-func (t *pageTable) setZero(block, count uint64, lsn wal.LSN) {
-	l := loc{pos: zeroBit | wal.Pos(lsn)}
+// setZero makes a range zero, of the sort that sum tells, by the record lsn.
+func (t *pageTable) setZero(block, count uint64, lsn wal.LSN, sum uint32) {
+	l := zeroLoc(lsn, sum)
 	if count <= maxZeroEntries {
 		for i := range count {
 			t.set(block+i, l)
@@ -171,7 +173,7 @@ func (t *pageTable) setZero(block, count uint64, lsn wal.LSN) {
 		return
 	}
 	// First the extent, then the entries below it: a block goes from its old version to zero, never to the image.
-	t.zeroes.add(zeroExtent{block, block + count, lsn})
+	t.zeroes.add(zeroExtent{block, block + count, lsn, sum})
 	for i := range t.shards {
 		t.shards[i].removeRange(block, block+count)
 	}
@@ -217,6 +219,7 @@ func (t *pageTable) entries() int {
 type zeroExtent struct {
 	from, to uint64 // blocks, to exclusive
 	lsn      wal.LSN
+	sum      uint32 // of every block
 }
 
 // zeroExtents holds extents, sorted and without overlap: a newer one takes its range from the older. A table entry
@@ -245,12 +248,15 @@ func (z *zeroExtents) add(n zeroExtent) {
 	j := i
 	parts := make([]zeroExtent, 0, 3)
 	if i < len(z.list) && z.list[i].from < n.from {
-		parts = append(parts, zeroExtent{z.list[i].from, n.from, z.list[i].lsn})
+		head := z.list[i]
+		head.to = n.from
+		parts = append(parts, head)
 	}
 	parts = append(parts, n)
 	for j < len(z.list) && z.list[j].from < n.to {
-		if e := z.list[j]; e.to > n.to {
-			parts = append(parts, zeroExtent{n.to, e.to, e.lsn})
+		if tail := z.list[j]; tail.to > n.to {
+			tail.from = n.to
+			parts = append(parts, tail)
 		}
 		j++
 	}
@@ -269,7 +275,7 @@ func (z *zeroExtents) lookup(block uint64, dst []loc) {
 		}
 		for b := max(e.from, block); b < min(e.to, block+uint64(len(dst))); b++ {
 			if d := &dst[b-block]; d.inImage() {
-				*d = loc{pos: zeroBit | wal.Pos(e.lsn)}
+				*d = zeroLoc(e.lsn, e.sum)
 			}
 		}
 	}

@@ -47,16 +47,18 @@ func TestPageTableBehavesAsAMap(t *testing.T) {
 				table.clear(block, l)
 			case k < 97:
 				n := 1 + rnd.Uint64N(min(3, blocks-block))
-				table.setZero(block, n, lsn)
+				sum := rnd.Uint32N(2)
+				table.setZero(block, n, lsn, sum)
 				for b := block; b < block+n; b++ {
-					model[b] = loc{pos: zeroBit | wal.Pos(lsn)}
+					model[b] = zeroLoc(lsn, sum)
 				}
 			case k < 99:
 				block %= blocks - maxZeroEntries - 1
 				n := maxZeroEntries + 1 + rnd.Uint64N(blocks-maxZeroEntries-1-block)
-				table.setZero(block, n, lsn)
+				sum := rnd.Uint32N(2)
+				table.setZero(block, n, lsn, sum)
 				for b := block; b < block+n; b++ {
-					model[b] = loc{pos: zeroBit | wal.Pos(lsn)}
+					model[b] = zeroLoc(lsn, sum)
 				}
 				extents[lsn] = zeroExtent{from: block, to: block + n}
 			default:
@@ -164,8 +166,11 @@ func TestSumTableBehavesAsASlice(t *testing.T) {
 			}
 		case k < 16:
 			n := 1 + rnd.Uint64N(min(5000, uint64(len(model))-b))
-			clear(model[b : b+n])
-			if err := table.zero(b, n); err != nil {
+			sum := rnd.Uint32N(2)
+			for i := range n {
+				model[b+i] = sum
+			}
+			if err := table.fill(b, n, sum); err != nil {
 				t.Fatal(err)
 			}
 		case k < 17:

@@ -21,6 +21,7 @@ type change struct {
 	count uint64
 	lsn   wal.LSN
 	pos   wal.Pos // of the first payload block; 0 for a ZERO or TRIM
+	sum   uint32  // of a ZERO's or TRIM's blocks
 }
 
 // pendingFrames holds what is known of the frames between applied and the log's end: all of them in frames, and
@@ -59,6 +60,7 @@ func (p *pendingFrames) add(f wal.Frame, at wal.Pos) {
 			}
 			info.sums += uint32(sums.Len())
 		case wal.KindZero, wal.KindTrim:
+			c.sum = zeroSum(r)
 		}
 		p.changes.push(c)
 		info.recs++
@@ -115,7 +117,7 @@ func (p *pendingFrames) newest(block uint64, dst []loc) {
 		c := p.changes.at(i)
 		for b := max(c.block, block); b < min(c.block+c.count, block+uint64(len(dst))); b++ {
 			if c.pos == 0 {
-				dst[b-block] = loc{pos: zeroBit | wal.Pos(c.lsn)}
+				dst[b-block] = zeroLoc(c.lsn, c.sum)
 			} else {
 				k := b - c.block
 				dst[b-block] = loc{c.pos + wal.Pos(k), *p.sums.at(sums + int(k))}

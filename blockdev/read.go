@@ -24,7 +24,7 @@ func (s *Store) ReadNewest(block uint64, dst []byte) error {
 	return s.read(block, dst, nil, true)
 }
 
-// read also gives the sums, 0 for zero blocks, if sums is not nil.
+// read also gives the sums, if sums is not nil.
 func (s *Store) read(block uint64, dst []byte, sums []uint32, newest bool) error {
 	n := uint64(len(dst)) / BlockSize
 	if len(dst)%BlockSize != 0 || block > s.Blocks() || n > s.Blocks()-block {
@@ -87,7 +87,9 @@ func runLength(locs []loc) uint64 {
 func (s *Store) readRun(block uint64, dst []byte, locs []loc, sums []uint32, newest bool) error {
 	if locs[0].isZero() {
 		clear(dst)
-		clear(sums)
+		for i, l := range locs {
+			sums[i] = l.sum
+		}
 		return nil
 	}
 	if locs[0].inImage() {
@@ -113,11 +115,11 @@ func (s *Store) readImage(block uint64, dst []byte, sums []uint32, newest bool) 
 	}
 	for i := 0; i < len(sums); {
 		j := i + 1
-		for j < len(sums) && (sums[j] == 0) == (sums[i] == 0) {
+		for j < len(sums) && HasData(sums[j]) == HasData(sums[i]) {
 			j++
 		}
 		part := dst[i*BlockSize : j*BlockSize]
-		if sums[i] == 0 {
+		if !HasData(sums[i]) {
 			clear(part)
 			i = j
 			continue
@@ -155,9 +157,9 @@ func (s *Store) reread(block uint64, dst []byte, newest bool) (uint32, error) {
 		}
 		before = l
 		switch {
-		case l.isZero(), l.inImage() && l.sum == 0:
+		case !HasData(l.sum):
 			clear(dst)
-			return 0, nil
+			return l.sum, nil
 		case l.inImage():
 			_, err = s.image.ReadAt(dst, int64(block)*BlockSize)
 		default:

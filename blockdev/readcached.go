@@ -1,6 +1,8 @@
 package blockdev
 
 import (
+	"slices"
+
 	"lockstep/wal"
 	"lockstep/wal/vfs"
 )
@@ -40,7 +42,7 @@ func (s *Store) ReadCached(block uint64, dst []byte) bool {
 	return true
 }
 
-// imageCached reads blocks from the image. A block whose sum is 0 is zero, whatever the image holds.
+// imageCached reads blocks from the image. A block without data is zero, whatever the image holds.
 func (s *Store) imageCached(block uint64, dst []byte) bool {
 	image, ok := s.image.File.(vfs.CacheReader)
 	var known [MaxCachedRead / BlockSize]uint32
@@ -48,7 +50,7 @@ func (s *Store) imageCached(block uint64, dst []byte) bool {
 	if !ok || !s.sums.cached(block, sums) {
 		return false
 	}
-	if allZeroSums(sums) {
+	if !slices.ContainsFunc(sums, HasData) {
 		clear(dst)
 		return true
 	}
@@ -57,18 +59,9 @@ func (s *Store) imageCached(block uint64, dst []byte) bool {
 	}
 	for i, sum := range sums {
 		b := dst[i*BlockSize : (i+1)*BlockSize]
-		if sum == 0 {
+		if !HasData(sum) {
 			clear(b)
 		} else if wal.BlockSum(block+uint64(i), b) != sum {
-			return false
-		}
-	}
-	return true
-}
-
-func allZeroSums(sums []uint32) bool {
-	for _, s := range sums {
-		if s != 0 {
 			return false
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"lockstep/wal"
 )
 
-// RegionSums gives the checksums of a region's committed blocks, 0 for a block that is zero, without reading the blocks.
+// RegionSums gives the checksums of a region's committed blocks, as data.crc has them, without reading the blocks.
 // dst is reused. They are all as of one commit point if nothing is committed meanwhile.
 func (s *Store) RegionSums(region int, dst []uint32) ([]uint32, error) {
 	n := s.regionBlocks(region)
@@ -22,25 +22,22 @@ func (s *Store) RegionSums(region int, dst []uint32) ([]uint32, error) {
 		return nil, err
 	}
 	for i, l := range locs[:n] { // a block that is in the log alone has its sum in the page table
-		switch {
-		case l.isZero():
-			dst[i] = 0
-		case !l.inImage():
+		if !l.inImage() {
 			dst[i] = l.sum
 		}
 	}
 	return dst, nil
 }
 
-// SameContent tells whether two sums of a block say that its content is the same: zeroes may or may not have one.
+// SameContent tells whether two sums of a block say that its content is the same: zeroes can be a hole, take space, or have been
+// written.
 func SameContent(block uint64, a, b uint32) bool {
-	if a == b {
-		return true
+	switch {
+	case HasData(a) == HasData(b):
+		return a == b || !HasData(a)
+	default:
+		return max(a, b) == wal.BlockSum(block, zeroes[:])
 	}
-	if a != 0 && b != 0 {
-		return false
-	}
-	return a|b == wal.BlockSum(block, zeroes[:])
 }
 
 var zeroes [BlockSize]byte

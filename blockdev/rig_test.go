@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"path"
 	"testing"
 
@@ -79,8 +80,11 @@ func (r *rig) open() {
 
 func (r *rig) end() wal.LSN { return wal.LSN(len(r.hist)) }
 
+// keptStamp is the stamp of zeroes whose space stays allocated; that of a hole is 0.
+const keptStamp = math.MaxUint64
+
 func stampBlock(b []byte, block, stamp uint64) {
-	if stamp == 0 {
+	if stamp == 0 || stamp == keptStamp {
 		clear(b)
 		return
 	}
@@ -170,16 +174,20 @@ func (r *rig) content(l wal.LSN) []uint64 {
 				state[op.block+k] = op.stamp + k
 			case wal.KindZero, wal.KindTrim:
 				state[op.block+k] = 0
+				if op.flags&wal.RecordNoHole != 0 {
+					state[op.block+k] = keptStamp
+				}
 			}
 		}
 	}
 	return state
 }
 
-// verify compares everything that Read gives with the history at the commit point, and everything that ReadNewest
-// gives with the history's end.
+// verify compares everything that Read and Extent give with the history at the commit point, and everything that
+// ReadNewest gives with the history's end.
 func (r *rig) verify() {
 	r.t.Helper()
+	r.check(extentsDiffer(r.s, r.content(r.s.Marks().Committed), r.s.Blocks()))
 	r.verifyRead(r.s.Read, r.s.Marks().Committed)
 	r.verifyRead(r.s.ReadNewest, r.s.Marks().End)
 }
@@ -200,6 +208,38 @@ func differs(got []byte, block uint64, stamps []uint64) error {
 		if !bytes.Equal(got[i*BlockSize:(i+1)*BlockSize], want) {
 			return fmt.Errorf("block %d is not stamp %d but %x", block+uint64(i), stamp, got[i*BlockSize:i*BlockSize+16])
 		}
+	}
+	return nil
+}
+
+// extentsDiffer compares what Extent tells of all blocks, asked about up to so many at a time, with their stamps.
+func extentsDiffer(s *Store, stamps []uint64, most uint64) error {
+	state := func(stamp uint64) ExtentState {
+		switch stamp {
+		case 0:
+			return ExtentHole | ExtentZero
+		case keptStamp:
+			return ExtentZero
+		}
+		return 0
+	}
+	for b := uint64(0); b < uint64(len(stamps)); {
+		n, got, err := s.Extent(b, most)
+		if err != nil {
+			return err
+		}
+		if n == 0 || n > most {
+			return fmt.Errorf("extent of %d blocks, of at most %d", n, most)
+		}
+		for i := range n {
+			if want := state(stamps[b+i]); got != want {
+				return fmt.Errorf("block %d is said to be in state %d, not %d", b+i, got, want)
+			}
+		}
+		if next := b + n; n < most && next < uint64(len(stamps)) && state(stamps[next]) == got {
+			return fmt.Errorf("extent of block %d ends at %d without need", b, next)
+		}
+		b += n
 	}
 	return nil
 }

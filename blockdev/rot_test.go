@@ -26,8 +26,10 @@ const (
 //	meta      one of the two slots                        harmless: there are two
 //	meta      both, at the same place                     refused
 //	data.img  a block that was written                    block bad
-//	data.img  a hole in a region that was ever written    block bad (B9)
+//	data.img  a hole, or kept space, in a region that was
+//	          ever written                                block bad (B9)
 //	data.crc  the sum of any block                        block bad
+//	data.crc  the lowest bit of a hole's sum              harmless: zeroes all the same
 //	regions   any entry                                   harmless: it counts as changed
 //	sessions  one of the two slots                        harmless: there are two
 //	sessions  both                                        refused
@@ -51,7 +53,7 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 	w.format()
 	w.open()
 	w.put(by(1, 1, write(0, 8)), write(RegionBlocks, 1))
-	w.put(trim(5, 1), write(7, 1))
+	w.put(trim(5, 1), zero(6, 1), write(7, 1))
 	w.view(1)
 	w.steps()
 	w.put(write(1, 1), zero(RegionBlocks, 1))
@@ -77,11 +79,13 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 		{"both slots", metaName, slot, metaSlotSize, refused, -1},
 		{"block 0", imageName, span8(0, BlockSize, 97), 0, blockBad, 0},
 		{"a trimmed block", imageName, span8(5*BlockSize, 6*BlockSize, 997), 0, blockBad, 5},
+		{"a block whose space is kept", imageName, span8(6*BlockSize, 7*BlockSize, 997), 0, blockBad, 6},
 		{"a hole", imageName, span8(100*BlockSize, 101*BlockSize, 997), 0, blockBad, 100},
 		{"a hole in a region without data", imageName, span8(600*BlockSize, 601*BlockSize, 997), 0, harmless, -1},
 		{"a block that waits in the log", imageName, span8(1*BlockSize, 2*BlockSize, 997), 0, harmless, -1},
 		{"sum of block 7", sumsName, span8(7*4, 8*4, 1), 0, blockBad, 7},
-		{"sum of a hole", sumsName, span8(100*4, 101*4, 1), 0, blockBad, 100},
+		{"sum of a hole", sumsName, span8(100*4+1, 101*4, 1), 0, blockBad, 100},
+		{"lowest bit of a hole's sum", sumsName, []int64{100 * 4}, 0, harmless, -1},
 		{"sums behind the volume", sumsName, span8(crashBlocks*4, 2*pageSize, 511), 0, harmless, -1},
 		{"regions", regionsName, span8(0, 8*5, 1), 0, harmless, -1},
 		{"regions behind the volume", regionsName, span8(8*5, pageSize, 211), 0, harmless, -1},

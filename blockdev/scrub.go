@@ -31,7 +31,7 @@ func (s *Store) SetRepairer(r Repairer) { s.repairer.Store(&r) }
 // Scrubbed is what a pass has seen.
 type Scrubbed struct {
 	Frames   int    // of the log
-	Blocks   uint64 // of the image, holes left out
+	Blocks   uint64 // of the image, those without data left out
 	Bad      uint64 // blocks
 	Repaired uint64
 	Took     time.Duration
@@ -188,12 +188,12 @@ func (p *pass) scrubImage() (bytes int, err error) {
 		return 0, err
 	}
 	for i := uint64(0); i < n; {
-		if sums[i] == 0 || !locs[i].inImage() {
+		if !HasData(sums[i]) || !locs[i].inImage() {
 			i++
 			continue
 		}
 		j := i + 1
-		for j < n && sums[j] != 0 && locs[j].inImage() {
+		for j < n && HasData(sums[j]) && locs[j].inImage() {
 			j++
 		}
 		data := p.buf[:(j-i)*BlockSize]
@@ -248,9 +248,6 @@ func (s *Store) checkDevice(block uint64) (bad, repaired bool, err error) {
 	var l [1]loc
 	s.table.lookup(block, l[:])
 	data := wal.AlignedBuffer(BlockSize)
-	if l[0].isZero() {
-		return false, false, nil
-	}
 	device, memory := s.readDevice, func(b []byte, block uint64) error {
 		_, err := s.image.ReadAt(b, int64(block)*BlockSize)
 		return err
@@ -260,14 +257,12 @@ func (s *Store) checkDevice(block uint64) (bad, repaired bool, err error) {
 		if err := s.sums.get(block, sum[:]); err != nil {
 			return false, false, err
 		}
-		if l[0].sum = sum[0]; sum[0] == 0 {
-			return false, false, nil
-		}
+		l[0].sum = sum[0]
 	} else {
 		device = func(b []byte, _ uint64) error { return s.log.ReadDirect(b, l[0].pos) }
 		memory = func(b []byte, _ uint64) error { return s.log.ReadAt(b, l[0].pos) }
 	}
-	if device(data, block) == nil && wal.BlockSum(block, data) == l[0].sum {
+	if !HasData(l[0].sum) || device(data, block) == nil && wal.BlockSum(block, data) == l[0].sum {
 		return false, false, nil
 	}
 	s.emit(EventCorruptBlock{&CorruptBlockError{Block: block, InLog: !l[0].inImage(), Pos: l[0].pos}})

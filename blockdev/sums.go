@@ -7,8 +7,26 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"lockstep/wal"
 	"lockstep/wal/vfs"
 )
+
+// What data.crc has for a block without content, which is below every wal.BlockSum. Part of the format.
+const (
+	sumHole uint32 = 0 // zeroes that take no space: never written, or given back
+	sumKept uint32 = 1 // zeroes whose space was to stay allocated
+)
+
+// HasData tells from a block's sum whether it has content. A block without reads as zeroes.
+func HasData(sum uint32) bool { return sum >= wal.MinBlockSum }
+
+// zeroSum is the sum of the blocks that a ZERO or TRIM leaves.
+func zeroSum(r wal.Record) uint32 {
+	if r.Kind == wal.KindZero && r.Flags&wal.RecordNoHole != 0 {
+		return sumKept
+	}
+	return sumHole
+}
 
 const (
 	sumsPerPage  = pageSize / 4
@@ -196,9 +214,12 @@ func (t *sumTable) pageForWrite(i int) (*sumPage, error) {
 	return p, nil
 }
 
-// zero sets the sums of a range to 0. Whole pages are punched out of the file, so that a huge range is cheap.
-func (t *sumTable) zero(block, count uint64) error {
+// fill sets all sums of a range. For holes whole pages are punched out of the file, so that a huge range is cheap.
+func (t *sumTable) fill(block, count uint64, sum uint32) error {
 	from, to := (block+sumsPerPage-1)/sumsPerPage, (block+count)/sumsPerPage
+	if sum != sumHole {
+		to = from
+	}
 	for b := block; b < block+count; b++ {
 		if from < to && b == from*sumsPerPage {
 			b = to * sumsPerPage
@@ -206,7 +227,7 @@ func (t *sumTable) zero(block, count uint64) error {
 				break
 			}
 		}
-		if err := t.set(b, 0); err != nil {
+		if err := t.set(b, sum); err != nil {
 			return err
 		}
 	}

@@ -242,6 +242,9 @@ func (w *survivor) checkFound(r *rig) error {
 		if err := holds(r, l); err != nil {
 			return err
 		}
+		if err := extentsDiffer(s, r.content(l), s.Blocks()); err != nil {
+			return fmt.Errorf("at %d: %w", l, err)
+		}
 		if err := r.checkMemory(crashSessions); err != nil {
 			return err
 		}

@@ -187,16 +187,16 @@ func (v *verifier) compare(image, sums readerAtFile, written []bool) error {
 		for i := range n {
 			b := first + i
 			sum := binary.LittleEndian.Uint32(page[i*4:])
-			if sum != 0 {
+			if HasData(sum) {
 				v.out.Written++
-				written[b/RegionBlocks] = true
 			}
+			written[b/RegionBlocks] = written[b/RegionBlocks] || sum != sumHole
 			d := data[i*BlockSize : (i+1)*BlockSize]
 			switch {
 			case v.waits(b):
-			case sum == 0 && !bytes.Equal(d, zeroPage[:]):
+			case !HasData(sum) && !bytes.Equal(d, zeroPage[:]):
 				bad.add(v, b, "holds data, the checksum says zeroes")
-			case sum != 0 && wal.BlockSum(b, d) != sum:
+			case HasData(sum) && wal.BlockSum(b, d) != sum:
 				bad.add(v, b, "content does not match the checksum")
 			}
 		}

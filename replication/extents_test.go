@@ -8,7 +8,7 @@ import (
 	"lockstep/viewsvc"
 )
 
-// What a volume says of its holes is what was written and trimmed, acknowledged a moment ago or applied long since, cut
+// What a volume says of its holes is what was written, trimmed and zeroed, acknowledged a moment ago or applied long since, cut
 // to the range that was asked for.
 func TestExtentsTellWhatWasWritten(t *testing.T) {
 	c := startCluster(t, 2)
@@ -26,6 +26,9 @@ func TestExtentsTellWhatWasWritten(t *testing.T) {
 	if err := d.Trim(6*block, block); err != nil {
 		t.Fatal(err)
 	}
+	if err := d.WriteZeroes(200*block-5, 3*block+10, blockdev.FlagNoHole); err != nil {
+		t.Fatal(err)
+	}
 	list := func(parts ...uint32) (l []blockdev.Extent) { // data and holes in turn, beginning with a hole
 		for i, n := range parts {
 			if n > 0 {
@@ -39,7 +42,9 @@ func TestExtentsTellWhatWasWritten(t *testing.T) {
 		n    uint32
 		want []blockdev.Extent
 	}{
-		{0, end, list(5*block, block, block, block, 92*block, block, end-101*block)},
+		{0, 199 * block, list(5*block, block, block, block, 92*block, block, 98*block)},
+		{199 * block, end - 199*block, []blockdev.Extent{
+			{Length: block}, {Length: 3 * block, State: blockdev.ExtentZero}, {Length: block}, {Length: end - 204*block, State: hole}}},
 		{5*block - 1, 2, list(1, 1)},
 		{100*block + 20, 5, list(0, 5)},
 		{end - 1, 1, list(1)},

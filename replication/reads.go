@@ -174,18 +174,14 @@ func (r *Replica) read(q *blockdev.Request, scratch []byte) ([]byte, error) {
 	return scratch, nil
 }
 
-// extents says which parts of a range are holes. As with a read, it is the committed content.
+// extents says how the parts of a range are kept. As with a read, it is the committed content.
 func (r *Replica) extents(q *blockdev.Request) error {
 	end := q.Offset + uint64(q.Length)
 	for off := q.Offset; off < end; {
 		block := off / blockdev.BlockSize
-		n, hole, err := r.store.Extent(block, (end-1)/blockdev.BlockSize+1-block)
+		n, state, err := r.store.Extent(block, (end-1)/blockdev.BlockSize+1-block)
 		if err != nil {
 			return readError(err)
-		}
-		state := blockdev.ExtentState(0)
-		if hole {
-			state = blockdev.ExtentHole | blockdev.ExtentZero
 		}
 		next := min(end, (block+n)*blockdev.BlockSize)
 		if !q.AddExtent(uint32(next-off), state) {

@@ -7,13 +7,13 @@ import (
 	"lockstep/blockdev"
 )
 
-// A region on the wire is its block sums, 4 bytes each, little-endian, 0 for a block of zeroes; then the data of the
-// other blocks. The number of sums is the number of blocks: the body's length must agree with both.
+// A region on the wire is its block sums, 4 bytes each, little-endian, as data.crc has them; then the data of the
+// blocks that have any by their sums. The number of sums is the number of blocks: the body's length must agree with both.
 //
 //	offset  size  field
 //	0       4     n, number of blocks
 //	4       4n    sums
-//	4+4n    ...   data of the blocks whose sum is not 0
+//	4+4n    ...   data of the blocks whose sum is not below wal.MinBlockSum
 
 func encodeRegion(img *blockdev.RegionImage) []byte {
 	b := make([]byte, 0, 4+4*len(img.Sums)+len(img.Data))
@@ -40,7 +40,7 @@ func decodeRegion(body []byte, img *blockdev.RegionImage) error {
 	for i := range int(n) {
 		s := binary.LittleEndian.Uint32(body[4+4*i:])
 		img.Sums = append(img.Sums, s)
-		if s != 0 {
+		if blockdev.HasData(s) {
 			used += blockdev.BlockSize
 		}
 	}

@@ -49,7 +49,7 @@
 //	      30     1  kind: 1 write, 2 zero, 3 trim, 4 view, 5 attach
 //	      31     1  flags: 1 = keep the space of a zero allocated
 //	  for each block of payload, 4 bytes
-//	       0     4  crc32c(le64(block number) ‖ data); 1 if that is 0
+//	       0     4  crc32c(le64(block number) ‖ data); 2 if that is less
 //	payload, 4096 bytes a block, in the order of the records
 //
 // Magic, crc rule, version and the two counts stay where they are in every later version, so that a newer frame is told

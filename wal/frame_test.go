@@ -106,8 +106,8 @@ func TestBlockSumIsCRC32COfNumberAndData(t *testing.T) {
 	}
 }
 
-// TestBlockSumIsNeverZero finds data whose crc is 0 by solving for the last four bytes.
-func TestBlockSumIsNeverZero(t *testing.T) {
+// TestBlockSumLeavesTheLowestNumbersFree finds data whose crc is 0 by solving for the last four bytes.
+func TestBlockSumLeavesTheLowestNumbersFree(t *testing.T) {
 	data := make([]byte, BlockSize)
 	// Running the crc backwards over four bytes: the bytes that lead from state s to state 0 are s itself
 	// read through the reversed table.
@@ -125,8 +125,8 @@ func TestBlockSumIsNeverZero(t *testing.T) {
 	if got := crc32.Update(^stateOfNumber(5), castagnoli, data); got != 0 {
 		t.Fatalf("the test's data has crc %08x, not 0", got)
 	}
-	if got := BlockSum(5, data); got != 1 {
-		t.Errorf("BlockSum = %d, want 1", got)
+	if got := BlockSum(5, data); got != MinBlockSum {
+		t.Errorf("BlockSum = %d, want %d", got, MinBlockSum)
 	}
 }
 

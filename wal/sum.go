@@ -5,9 +5,12 @@ import "hash/crc32"
 // castagnoli is the polynomial of every checksum in the format; processors have an instruction for it.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// MinBlockSum is the lowest BlockSum. It is part of the format.
+const MinBlockSum = 2
+
 // BlockSum is the checksum of one block's content at its place on the disk: crc32c(le64(block) ‖ data). With the
-// number in it, a block that is right but in the wrong place is found out. It is never 0, which means "never
-// written" where sums are kept; a sum that would be 0 is 1. It is part of the format.
+// number in it, a block that is right but in the wrong place is found out. It is never below MinBlockSum: who keeps sums
+// has the lower numbers for blocks without content. It is part of the format.
 func BlockSum(block uint64, data []byte) uint32 {
 	// The number goes through the table by hand: a slice of a local array would escape to the heap through
 	// the standard library's function variable.
@@ -16,10 +19,7 @@ func BlockSum(block uint64, data []byte) uint32 {
 		c = castagnoli[byte(c)^byte(block)] ^ c>>8
 		block >>= 8
 	}
-	if c = crc32.Update(^c, castagnoli, data); c == 0 {
-		return 1
-	}
-	return c
+	return max(MinBlockSum, crc32.Update(^c, castagnoli, data))
 }
 
 func crc(b []byte) uint32 { return crc32.Update(0, castagnoli, b) }

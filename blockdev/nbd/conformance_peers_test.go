@@ -2,11 +2,6 @@ package nbd_test
 
 // What other servers are known to do otherwise, as of the versions in Debian 12.
 
-// A cluster's storage. This package's server has no failures.
-var clusterFailures = map[string]string{
-	"space that NO_HOLE keeps is no hole": "the image keeps the space, but the table of checksums does not tell it from a hole",
-}
-
 // nbdkit 1.32 with its memory plugin, which serves the same disk under every name.
 var nbdkitFailures = map[string]string{
 	"DISC ends the connection after what is pending":   "what is pending may get ESHUTDOWN",

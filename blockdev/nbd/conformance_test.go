@@ -168,13 +168,13 @@ func TestConformanceOfACluster(t *testing.T) {
 	}
 	gateway, _, _ := strings.Cut(strings.TrimPrefix(c.URI, "nbd://"), "/")
 	t.Run("gateway", func(t *testing.T) {
-		judge(t, &peer{addr: gateway, description: "Lockstep volume", failures: clusterFailures})
+		judge(t, &peer{addr: gateway, description: "Lockstep volume"})
 	})
 	primary, err := c.Primary(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("primary", func(t *testing.T) { judge(t, &peer{addr: c.NBDAddr(primary), failures: clusterFailures}) })
+	t.Run("primary", func(t *testing.T) { judge(t, &peer{addr: c.NBDAddr(primary)}) })
 }
 
 // The cases are right: what other servers do is what is expected, but for known differences.
