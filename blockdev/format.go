@@ -85,7 +85,7 @@ func Format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 	return nil
 }
 
-func format(fsys vfs.FS, dir string, o FormatOptions) error {
+func format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 	if err := fsys.MkdirAll(dir); err != nil {
 		return err
 	}
@@ -99,6 +99,11 @@ func format(fsys vfs.FS, dir string, o FormatOptions) error {
 	if err := clearHalfFormatted(fsys, dir); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil { // of the disk's space, most likely: give back what was taken, as far as that can be done
+			_ = clearHalfFormatted(fsys, dir)
+		}
+	}()
 
 	mf, err := fsys.Create(path.Join(dir, metaNewName))
 	if err != nil {

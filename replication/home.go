@@ -203,4 +203,10 @@ func (h *home) volumes() ([]viewsvc.VolumeID, error) {
 	return ids, nil
 }
 
+// has tells whether there is anything of a volume's replica in the directory, be it of use or not.
+func (h *home) has(id viewsvc.VolumeID) bool {
+	_, err := h.fs.List(path.Join(h.dir, volumesDir, string(id)))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 func (h *home) close() error { return h.lock.Close() }

@@ -89,7 +89,7 @@ type Node struct {
 
 	mu       sync.Mutex // guards everything below
 	replicas map[viewsvc.VolumeID]*Replica
-	making   map[viewsvc.VolumeID]bool // being formatted, opened or deleted
+	absent   map[viewsvc.VolumeID]absence
 	conns    map[net.Conn]struct{}
 	closed   bool
 }
@@ -106,7 +106,7 @@ func StartNode(o NodeOptions) (*Node, error) {
 	}
 	n := &Node{opts: o, home: h, incarnation: uuid.NewString(),
 		replicas: map[viewsvc.VolumeID]*Replica{},
-		making:   map[viewsvc.VolumeID]bool{}, conns: map[net.Conn]struct{}{}}
+		absent:   map[viewsvc.VolumeID]absence{}, conns: map[net.Conn]struct{}{}}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	if err := n.start(); err != nil {
 		n.shut()
@@ -227,6 +227,7 @@ func (n *Node) openReplicas() error {
 		if err != nil {
 			err = fmt.Errorf("node: replica in %s: %w", n.home.volumeDir(id), err)
 			errs = append(errs, err)
+			n.absent[id] = absence{err: err}
 			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: string(id), Err: err})
 			continue
 		}
@@ -295,18 +296,23 @@ func (n *Node) makeReplica(v viewsvc.Volume) error {
 	return nil
 }
 
-// deleteReplica removes the copy of a deleted volume.
+// deleteReplica removes the copy of a deleted volume; r is nil if it is not in service, because it is half-formatted,
+// half-removed, or damaged.
 func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
-	n.mu.Lock()
-	delete(n.replicas, v.ID)
-	n.mu.Unlock()
-	if err := r.Close(); err != nil {
-		n.opts.OnEvent(Event{Kind: EventStorage, Volume: v.Name, Err: err}) // it is going to be removed all the same
+	var id viewsvc.ReplicaID
+	if r != nil {
+		id = r.ID()
+		n.mu.Lock()
+		delete(n.replicas, v.ID)
+		n.mu.Unlock()
+		if err := r.Close(); err != nil {
+			n.opts.OnEvent(Event{Kind: EventStorage, Volume: v.Name, Err: err}) // it is going to be removed all the same
+		}
 	}
 	if err := blockdev.Remove(n.opts.FS, n.home.volumeDir(v.ID)); err != nil {
 		return fmt.Errorf("node: remove the replica of deleted volume %s: %w", v.Name, err)
 	}
-	n.opts.OnEvent(Event{Kind: EventDeleted, Volume: v.Name, Replica: r.ID()})
+	n.opts.OnEvent(Event{Kind: EventDeleted, Volume: v.Name, Replica: id})
 	return nil
 }
 

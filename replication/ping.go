@@ -22,7 +22,7 @@ func (n *Node) pingLoop() {
 	lost := false
 	for n.ctx.Err() == nil {
 		req := n.ping(last)
-		req.Replicas = n.reports()
+		req.Replicas, req.Absent = n.reports()
 		reply, err := n.view.Ping(n.ctx, req)
 		switch {
 		case n.ctx.Err() != nil:
@@ -72,8 +72,12 @@ func (n *Node) ping(last viewsvc.PingReply) viewsvc.PingRequest {
 		Addr: n.peers.Addr().String(), NBD: n.nbdAt.Addr().String(), Seq: n.pings.Add(1), Echo: last.Seq, News: last.News}
 }
 
-func (n *Node) reports() []viewsvc.ReplicaReport {
+func (n *Node) reports() ([]viewsvc.ReplicaReport, []viewsvc.Absence) {
 	n.mu.Lock()
+	var absent []viewsvc.Absence
+	for id, a := range n.absent {
+		absent = append(absent, viewsvc.Absence{Volume: id, Error: a.text()})
+	}
 	list := make([]*Replica, 0, len(n.replicas))
 	for _, r := range n.replicas {
 		list = append(list, r)
@@ -84,44 +88,21 @@ func (n *Node) reports() []viewsvc.ReplicaReport {
 		reports[i] = r.Report()
 	}
 	slices.SortFunc(reports, func(a, b viewsvc.ReplicaReport) int { return strings.Compare(string(a.Volume), string(b.Volume)) })
-	return reports
+	slices.SortFunc(absent, func(a, b viewsvc.Absence) int { return strings.Compare(string(a.Volume), string(b.Volume)) })
+	return reports, absent
 }
 
 // obey carries out what the view service says about one volume. What takes long is done beside the pings.
 func (n *Node) obey(o viewsvc.VolumeOrders) {
 	r := n.replicaOf(o.Volume.ID)
 	switch {
-	case r != nil && o.Delete:
+	case o.Delete && (r != nil || n.home.has(o.Volume.ID)):
 		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, r) })
+	case o.Delete:
+		n.settled(o.Volume.ID)
 	case r != nil:
 		r.Orders(o)
-	case o.Replica == "" && !o.Delete:
+	case o.Replica == "":
 		n.beside(o.Volume, func() error { return n.makeReplica(o.Volume) })
 	}
 }
-
-// beside runs work on a volume in a goroutine of its own, unless some is under way.
-func (n *Node) beside(v viewsvc.Volume, work func() error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.making[v.ID] || n.closed {
-		return
-	}
-	n.making[v.ID] = true
-	n.run(func() { // ends when the work is done; Close waits
-		err := work()
-		if err != nil {
-			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: v.Name, Err: err})
-			select { // the order is going to be repeated at once, and may well fail again
-			case <-n.ctx.Done():
-			case <-time.After(makeRetry):
-			}
-		}
-		n.mu.Lock()
-		delete(n.making, v.ID)
-		n.mu.Unlock()
-	})
-}
-
-// makeRetry is the pause after work on a replica that failed.
-const makeRetry = 5 * time.Second

@@ -42,8 +42,10 @@ type nodeWatch struct {
 	emptied  map[VolumeID]bool
 	sent     [recentReplies]uint64 // the last replies' Seq
 	reports  map[ReplicaID]ReplicaReport
-	news     uint64 // number of its present orders
-	newsSeen uint64 // the orders that its last ping had seen
+	absent   map[VolumeID]string // what keeps it from having a replica in service; "" while it works on that
+	strange  map[VolumeID]bool   // volumes that are not of this service, and were told of
+	news     uint64              // number of its present orders
+	newsSeen uint64              // the orders that its last ping had seen
 	orders   map[VolumeID]VolumeOrders
 }
 
@@ -123,6 +125,10 @@ func (m *Monitor) Ping(req PingRequest) error {
 	if info := (NodeInfo{ID: n.id, Addr: n.addr, NBD: n.nbd}); m.state.nodes[n.id] != info {
 		m.command("node/"+string(n.id), Command{Op: OpNode, Node: info})
 	}
+	n.absent = make(map[VolumeID]string, len(req.Absent))
+	for _, a := range req.Absent {
+		n.absent[a.Volume] = a.Error
+	}
 	m.takeReports(n, req.Replicas)
 	return nil
 }
@@ -158,7 +164,7 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 	}
 	n.seen, n.left, n.probing, n.gone = false, false, false, ""
 	n.lastLife = m.now
-	n.reports = nil
+	n.reports, n.absent, n.strange = nil, nil, nil
 	n.sent = [recentReplies]uint64{}
 	return nil
 }
@@ -210,18 +216,21 @@ func (m *Monitor) takeReports(n *nodeWatch, reports []ReplicaReport) {
 // unknownVolume tells of a copy of a volume that this service does not know. It is never ordered to be deleted:
 // it is more likely that the service lost its memory than that the copy is worthless (hazard 7).
 func (m *Monitor) unknownVolume(n *nodeWatch, r ReplicaReport) {
-	if _, told := m.volumes[r.Volume]; told {
+	if n.strange[r.Volume] {
 		return
 	}
-	if len(m.volumes) < maxWatches {
-		m.volume(r.Volume)
+	if n.strange == nil {
+		n.strange = map[VolumeID]bool{}
+	}
+	if len(n.strange) < maxStrange {
+		n.strange[r.Volume] = true
 	}
 	m.event(Event{Kind: EventUnknownVolume, Node: n.id, Volume: r.Volume, Replica: r.Replica,
 		Text: "the node has a copy of a volume that this service has no record of; it is left alone"})
 }
 
-// maxWatches bounds the soft state that unknown volumes can take.
-const maxWatches = 1 << 16
+// maxStrange bounds the soft state that a node's unknown volumes can take.
+const maxStrange = 1 << 12
 
 // register makes a node's copy known when it is new: a blank disk under an old name is a new replica (hazard 5).
 func (m *Monitor) register(n *nodeWatch, v *volumeState, r ReplicaReport) {

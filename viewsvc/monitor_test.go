@@ -752,8 +752,14 @@ func TestUnknownVolumeIsLeftAlone(t *testing.T) {
 	r := newRig(t, "n1")
 	r.nodes["n1"].Replicas = []ReplicaReport{{Volume: "lost", Replica: "x", Role: RoleBackup, View: 3}}
 	r.ticks(3)
-	if !r.saw(EventUnknownVolume) || len(r.m.nodes["n1"].orders) != 0 {
-		t.Errorf("orders %+v", r.m.nodes["n1"].orders)
+	told := 0
+	for _, e := range r.events {
+		if e.Kind == EventUnknownVolume {
+			told++
+		}
+	}
+	if told != 1 || len(r.m.nodes["n1"].orders) != 0 {
+		t.Errorf("told of it %d times, orders %+v", told, r.m.nodes["n1"].orders)
 	}
 }
 
@@ -906,6 +912,45 @@ func TestPingFromBeforeTheDeletionProvesNothing(t *testing.T) {
 	r.ticks(3)
 	if r.s.volumes[vol] != nil {
 		t.Error("it never goes")
+	}
+}
+
+func TestDeletedVolumeStaysUntilNoCopyOfItIsBeingMade(t *testing.T) {
+	r := pair(t)
+	r.nodes["n1"].Absent = []Absence{{Volume: vol}} // it is formatting another, or removing what there was
+	cmd, err := r.m.PlanDelete("vol0")
+	if err = errors.Join(err, r.apply(cmd)); err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	r.ticks(5)
+	if v := r.s.volumes[vol]; v == nil || len(v.Assigned) != 1 || v.Assigned[0].Node != "n1" {
+		t.Fatalf("while n1 works on its copy: %+v", v)
+	}
+	r.nodes["n1"].Absent = nil
+	r.ticks(5)
+	if r.s.volumes[vol] != nil {
+		t.Error("it never goes")
+	}
+}
+
+func TestStatusTellsWhatKeepsANodeFromItsCopy(t *testing.T) {
+	r := pair(t)
+	r.nodes["n2"].Absent = []Absence{{Volume: vol, Error: "no room"}}
+	troubles := func() []Trouble {
+		r.ticks(2)
+		s, err := r.m.VolumeStatus("vol0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Troubles
+	}
+	if got, want := troubles(), []Trouble{{Node: "n2", Error: "no room"}}; !slices.Equal(got, want) {
+		t.Errorf("troubles %v, want %v", got, want)
+	}
+	r.nodes["n2"].Absent = nil
+	if got := troubles(); got != nil {
+		t.Errorf("troubles %v that are over", got)
 	}
 }
 

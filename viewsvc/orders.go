@@ -128,12 +128,23 @@ func (m *Monitor) announce(v *volumeState, w *volumeWatch) {
 	rep, _ := m.report(v, v.View.Primary)
 	status := VolumeStatus{
 		Volume: v.Volume, View: v.View, Peers: peers,
-		Held: rep.Role == RoleHeld, Deleting: v.Deleting, Problem: m.problem(v, w),
+		Held: rep.Role == RoleHeld, Deleting: v.Deleting, Problem: m.problem(v, w), Troubles: m.troubles(v),
 	}
 	if w.news == 0 || !reflect.DeepEqual(w.status, status) {
 		w.status, w.news = status, m.number()
 		m.out.News = true
 	}
+}
+
+// troubles are what the assigned nodes that live say of a copy that they cannot make or use.
+func (m *Monitor) troubles(v *volumeState) []Trouble {
+	var list []Trouble
+	for _, a := range v.Assigned {
+		if why := m.node(a.Node).absent[v.Volume.ID]; why != "" && m.life(a.Node) == lifeAlive {
+			list = append(list, Trouble{Node: a.Node, Error: why})
+		}
+	}
+	return list
 }
 
 // unassigned takes the orders from a node that has nothing to do with a deleted volume any more.

@@ -235,14 +235,15 @@ func (m *Monitor) pickNodes(n int, except func(NodeID) bool) []NodeID {
 	return alive[:min(n, len(alive))]
 }
 
-// planBurial forgets the assignments of a deleted volume whose nodes have heard of that and hold no copy.
+// planBurial forgets the assignments of a deleted volume whose nodes have heard of that, hold no copy, and neither make
+// nor remove one.
 func (m *Monitor) planBurial(v *volumeState) {
 	for _, a := range v.Assigned {
 		n := m.nodes[a.Node]
 		if n == nil || m.life(a.Node) != lifeAlive || !n.orders[v.Volume.ID].Delete || n.newsSeen != n.news {
 			continue
 		}
-		held := false
+		_, held := n.absent[v.Volume.ID]
 		for _, r := range n.reports {
 			held = held || r.Volume == v.Volume.ID
 		}

@@ -143,6 +143,13 @@ type PingRequest struct {
 	News        uint64          `json:"news"` // PingReply.News of the last reply seen
 	Bye         bool            `json:"bye,omitempty"`
 	Replicas    []ReplicaReport `json:"replicas"`
+	Absent      []Absence       `json:"absent,omitempty"`
+}
+
+// Absence is a volume of which a node has something on its disk, or is to have, but no replica in service.
+type Absence struct {
+	Volume VolumeID `json:"volume"`
+	Error  string   `json:"error,omitempty"` // what keeps it from having one; "" while one is made or removed
 }
 
 // PingReply is what a node is to know and do.
@@ -226,6 +233,13 @@ type VolumeStatus struct {
 	Held     bool            `json:"held"`
 	Deleting bool            `json:"deleting"`
 	Problem  string          `json:"problem,omitempty"` // why the service makes no views for it, and what to do
+	Troubles []Trouble       `json:"troubles,omitempty"`
+}
+
+// Trouble is what keeps an assigned node from having a replica in service, in the node's words.
+type Trouble struct {
+	Node  NodeID `json:"node"`
+	Error string `json:"error"`
 }
 
 // NodeStatus is a node as the service sees it.

@@ -79,5 +79,10 @@ func (p PingRequest) validate() error {
 			return fmt.Errorf("%w: node %s reports replica %q of volume %q", ErrInvalid, p.Node, r.Replica, r.Volume)
 		}
 	}
+	for _, a := range p.Absent {
+		if a.Volume == "" || len(a.Volume) > maxNameBytes {
+			return fmt.Errorf("%w: node %s reports no replica of volume %q", ErrInvalid, p.Node, a.Volume)
+		}
+	}
 	return nil
 }

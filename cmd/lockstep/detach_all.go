@@ -26,7 +26,7 @@ Do this when the machine that had the volume attached exclusively is gone for go
 		if _, err := view.Claim(ctx, args[0], viewsvc.ClaimChange{Act: viewsvc.ClaimEvict}); err != nil {
 			return err
 		}
-		fmt.Fprintf(env.stdout, "detached all clients of %s; it was attached exclusively by: %v\n", args[0], vs.Volume.Claim)
+		fmt.Fprintf(env.stdout, "detached all clients of %s; it was attached %s\n", args[0], exclusiveHolder(vs.Volume.Claim))
 		return nil
 	})
 }
@@ -34,7 +34,7 @@ Do this when the machine that had the volume attached exclusively is gone for go
 // exclusiveHolder is who has a volume for itself, for people.
 func exclusiveHolder(c viewsvc.Claim) string {
 	if c.Owner == "" {
-		return "by anybody"
+		return "shared: any client may connect"
 	}
 	return "exclusively, by " + c.String()
 }

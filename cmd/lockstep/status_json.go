@@ -3,6 +3,7 @@ package main
 import (
 	"math"
 	"slices"
+	"strings"
 
 	"lockstep/viewsvc"
 )
@@ -28,6 +29,9 @@ type (
 		Copies    int    `json:"copies"`     // that were asked for
 		MinCopies int    `json:"min_copies"` // below which writes wait
 		Forced    uint64 `json:"forced"`     // how often a copy was promoted by force
+
+		Troubles []troubleReport `json:"troubles"` // what keeps nodes from having the copies that they are to have
+		Problem  string          `json:"problem"`  // why no view is made for the volume, whatever happens; "" if that is not so
 
 		verdict verdict // for people
 	}
@@ -56,7 +60,14 @@ type (
 		// when nobody can tell.
 		ETASeconds *float64 `json:"eta_seconds"`
 
+		Error string `json:"error"` // of role poisoned: how its storage failed
+
 		rate float64 // bytes per second
+	}
+
+	troubleReport struct {
+		Node  string `json:"node"`
+		Error string `json:"error"`
 	}
 
 	nodeReport struct {
@@ -116,6 +127,11 @@ func newVolumeReport(vs viewsvc.VolumeStatus) volumeReport {
 
 		ID:     string(vs.Volume.ID),
 		Copies: vs.Volume.Copies, MinCopies: vs.Volume.MinCopies, Forced: vs.View.DataLossGen,
+
+		Troubles: []troubleReport{}, Problem: vs.Problem,
+	}
+	for _, t := range vs.Troubles {
+		v.Troubles = append(v.Troubles, troubleReport{string(t.Node), t.Error})
 	}
 	for _, b := range vs.View.Backups {
 		v.View.Backups = append(v.View.Backups, nodeOf(b))
@@ -123,6 +139,7 @@ func newVolumeReport(vs viewsvc.VolumeStatus) volumeReport {
 	for _, p := range vs.Peers {
 		v.Replicas = append(v.Replicas, newReplicaReport(vs, p))
 	}
+	slices.SortStableFunc(v.Replicas, func(a, b replicaReport) int { return strings.Compare(a.Node, b.Node) })
 	v.verdict = judge(vs)
 	v.State = v.verdict.state
 	return v
@@ -132,6 +149,8 @@ func newReplicaReport(vs viewsvc.VolumeStatus, p viewsvc.Peer) replicaReport {
 	r := replicaReport{Node: string(p.Node), Replica: string(p.Replica)}
 	said := reportOf(vs, p.Replica)
 	switch {
+	case said.Role == viewsvc.RolePoisoned:
+		r.Role, r.Error = string(said.Role), said.Error
 	case !p.Alive:
 		r.Role = roleDown
 	case said.Role == "":

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"lockstep/viewsvc"
 )
 
 // writeStatus renders a report for people: for each volume a verdict, then its replicas; then nodes and view servers.
@@ -65,6 +67,15 @@ func verdictLine(v volumeReport) string {
 		for _, r := range v.Replicas {
 			line.WriteString(learning(r))
 		}
+		for _, t := range v.Troubles {
+			fmt.Fprintf(&line, "; %s has no copy: %s", t.Node, t.Error)
+		}
+		if missing := v.Copies - len(v.Replicas) - len(v.Troubles); missing > 0 && v.View.Num > 0 && !v.verdict.deleting {
+			fmt.Fprintf(&line, "; no node has %s of the %d copies yet", choose(missing == 1, "one", fmt.Sprint(missing)), v.Copies)
+		}
+	}
+	if v.Problem != "" {
+		fmt.Fprintf(&line, "; %s", v.Problem)
 	}
 	return line.String()
 }
@@ -85,8 +96,11 @@ func lag(v volumeReport) string {
 
 // learning tells what keeps a replica from being a member, or how it gets on at becoming one: `; n3 copying 41 % 210 MB/s, 12 s left`.
 func learning(r replicaReport) string {
-	if r.Role == roleDown {
+	switch r.Role {
+	case roleDown:
 		return fmt.Sprintf("; %s down", r.Node)
+	case string(viewsvc.RolePoisoned):
+		return fmt.Sprintf("; %s poisoned: %s", r.Node, r.Error)
 	}
 	if r.Progress == 1 {
 		return ""

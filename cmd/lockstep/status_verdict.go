@@ -60,7 +60,7 @@ func obstacle(vs viewsvc.VolumeStatus, live, needed int) string {
 		return "it is being deleted"
 	}
 	if vs.View.Num == 0 {
-		return fmt.Sprintf("no view yet, waiting for %d nodes to make their copies", vs.Volume.Copies)
+		return "no view yet, its copies are being made"
 	}
 	if vs.Problem != "" {
 		return vs.Problem
@@ -78,7 +78,7 @@ func obstacle(vs viewsvc.VolumeStatus, live, needed int) string {
 	case vs.Held || said.Role == viewsvc.RoleHeld:
 		return fmt.Sprintf("held, writes that were not flushed may be lost; to go on: lockstep volume resume %s", name)
 	case said.Role == viewsvc.RolePoisoned:
-		return fmt.Sprintf("the storage of primary %s failed: %s", primary, said.Error)
+		return "the storage of the primary failed"
 	case said.Role == "":
 		return fmt.Sprintf("primary %s has not reported yet", primary)
 	case said.Role != viewsvc.RolePrimary || said.Tenure != vs.View.Tenure:
