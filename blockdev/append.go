@@ -60,7 +60,11 @@ func (s *Store) check(f wal.Frame) error {
 			if n := s.Blocks(); r.Block >= n || uint64(r.Count) > n-r.Block {
 				return fmt.Errorf("%w: record %d", ErrOutOfRange, f.First()+wal.LSN(i))
 			}
-		case wal.KindView, wal.KindAttach:
+		case wal.KindView:
+			if n := s.Blocks(); r.Seq > n { // B11
+				return fmt.Errorf("%w: record %d begins a volume of %d blocks, this replica has %d", ErrOutOfRange, f.First()+wal.LSN(i), r.Seq, n)
+			}
+		case wal.KindAttach:
 		}
 	}
 	return nil

@@ -45,14 +45,15 @@ func (img *RegionImage) Validate(region int) error {
 }
 
 // Regions is how many regions the volume has.
-func (s *Store) Regions() int { return s.regions.n }
+func (s *Store) Regions() int { return regionCount(s.Size()) }
 
 // regionBlocks is the number of blocks in a region, 0 if there is no such region.
 func (s *Store) regionBlocks(region int) int {
-	if region < 0 || region >= s.regions.n {
+	blocks, first := s.Blocks(), uint64(region)*RegionBlocks
+	if region < 0 || first >= blocks {
 		return 0
 	}
-	return int(min(RegionBlocks, s.Blocks()-uint64(region)*RegionBlocks))
+	return int(min(RegionBlocks, blocks-first))
 }
 
 // NewerRegions finds the first region from the given one on that has a committed change newer than l (B5).
@@ -74,7 +75,7 @@ func (s *Store) NewerBytes(than wal.LSN) uint64 {
 func (s *Store) ReadRegion(region int, dst *RegionImage) (asOf wal.LSN, err error) {
 	n := s.regionBlocks(region)
 	if n == 0 {
-		return 0, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.regions.n)
+		return 0, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.Regions())
 	}
 	if s.Copying() {
 		return 0, fmt.Errorf("%w: it cannot be copied from", ErrCopying)
@@ -155,7 +156,7 @@ func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex, protocol 
 // every region written in that run must be copied again.
 func (s *Store) WriteRegion(region int, img *RegionImage, asOf wal.LSN) error {
 	if n := s.regionBlocks(region); n == 0 || len(img.Sums) != n {
-		return fmt.Errorf("%w: region %d of %d, with %d blocks", ErrOutOfRange, region, s.regions.n, len(img.Sums))
+		return fmt.Errorf("%w: region %d of %d, with %d blocks", ErrOutOfRange, region, s.Regions(), len(img.Sums))
 	}
 	if err := img.Validate(region); err != nil {
 		return err

@@ -45,7 +45,7 @@ func TestEveryCrashLeavesWhatWasAcknowledged(t *testing.T) {
 	t.Logf("%d crashes, %d disks, %d checked", c.Points, c.Images, c.Checked)
 }
 
-// Each of these rules, if it is not kept, is noticed by the crash tests: one of the two, within so many disks.
+// Each of these rules, if it is not kept, is noticed by the crash tests: one of the three, within so many disks.
 func TestCrashTestsNoticeBrokenRules(t *testing.T) {
 	if raceEnabled || testing.Short() {
 		t.Skip("takes long; tools/test runs it without the race detector")
@@ -66,6 +66,9 @@ func TestCrashTestsNoticeBrokenRules(t *testing.T) {
 		{releaseEarly, "W3: segments released before the checkpoint", crashLife},
 		{keptAsHole, "space that is to stay allocated noted as a hole", crashLife},
 		{namesUnsynced, "W6: names that a killed process made are not synced", crashLife},
+		{growUnsynced, "B11: larger size noted before the files' lengths are stable", crashGrow},
+		{growNotedFirst, "B11: larger size noted before the files have it", crashGrow},
+		{growUnannounced, "files extended before that is noted", crashGrow},
 		{copyDoneEarly, "B7: copying flag dropped before the copy is stable", crashCopy},
 		{resetFirst, "a copy that begins with the log, and notes it afterwards", crashCopy},
 	} {

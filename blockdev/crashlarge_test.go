@@ -18,7 +18,7 @@ func TestCrashInTheLargestWriteLeavesAllOrNothing(t *testing.T) {
 	id := testIdentity()
 	id.Size = 40 << 20
 	w.check(Format(m, w.dir, FormatOptions{Identity: id, LogBytes: 3 * (wal.MaxFrameBytes + BlockSize), SegmentBytes: wal.MaxFrameBytes + BlockSize}))
-	w.formatted = true
+	w.formatted, w.size = true, id.Size
 	w.open()
 	w.put(write(0, largest))
 	w.steps()

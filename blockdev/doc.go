@@ -34,7 +34,7 @@
 //	     8     4  format version
 //	    12     4  crc32c of the slot with this field as zeroes
 //	    16     8  generation: grows by one with each save
-//	    24     8  volume size, bytes
+//	    24     8  volume size, bytes; it only grows
 //	    32     4  block size, bytes
 //	    36     4  region size, bytes
 //	    40     8  segment size of the log, bytes
@@ -54,7 +54,8 @@
 //	   128  5×64  cluster, volume, replica, volume name, boot id: a length byte, then the text
 //	   448  64×16 epoch index: epoch, first LSN
 //	  1472  2048  protocol state, opaque to the store
-//	  3520   576  zero
+//	  3520     8  the files may be long enough for that size, larger than the volume's; 0 = for the volume's
+//	  3528   568  zero
 //
 // Integers are little-endian. A slot that holds anything else where zeroes are due is refused.
 //
@@ -117,6 +118,17 @@
 //   - B10 the session table on disk has all that the records up to the checkpoint say; that of the later ones follows
 //     from the log. It never has anything of a record that was not committed.
 //
+//   - B11 no record in the log, VIEW records with their sizes included, goes beyond the size in meta, and the files
+//     are long enough for that, and no longer than meta says. What lies beyond the size was never written: it reads as
+//     zeroes, and has neither sums nor a region's entry.
+//
+// # Growing
+//
+// A replica grows in two steps, while everything else goes on (grow.go). Prepare makes the files longer, as soon as somebody
+// wants a larger volume. Grow raises the size, before the VIEW record with the new size is appended (B11): at that time it
+// is one save of meta. A store can be larger than the volume is for its clients, for ever if that record is cut off. That is
+// harmless: nothing was written there.
+//
 // # How a read finds its block without locks around I/O
 //
 // Look up the page table. With an entry, read the log at its position; without, read the sum, then the image.
@@ -160,5 +172,7 @@
 //	BeginCopy            before its meta save, the old state; after it, flag 4 makes the open finish the reset
 //	WriteRegion          regions of either version; the copying flag stays, and they are copied again
 //	EndCopy              copying with everything stable, or no longer copying
+//	Prepare              the old size, files of any length between what it needs and what meta says; done again
+//	Grow                 the old size or, from the slot synced, the new
 //	Close                not a clean stop, nothing else
 package blockdev

@@ -48,9 +48,13 @@ type EventBrokenFrame struct {
 // EventScrubbed follows each whole pass of a scrub.
 type EventScrubbed struct{ Scrubbed }
 
+// EventGrown follows a Grow that made the replica larger: bytes.
+type EventGrown struct{ From, To uint64 }
+
 // EventDiskFull tells that the applier found no space and will try again.
 type EventDiskFull struct{ Err error }
 
+func (EventGrown) event()        {}
 func (EventDiskFull) event()     {}
 func (EventScrubbed) event()     {}
 func (EventBrokenFrame) event()  {}

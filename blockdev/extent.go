@@ -11,8 +11,8 @@ func (s *Store) Extent(block uint64, max uint64) (n uint64, state ExtentState, e
 	}
 	max = min(max, s.Blocks()-block)
 	w := extentWalk{s: s, block: block, max: max,
-		sums:  dataFinder{f: s.sums.f.File, size: sumsFileSize(s.id.Size)},
-		image: dataFinder{f: s.image.File, size: int64(s.id.Size)}}
+		sums:  dataFinder{f: s.sums.f.File, size: sumsFileSize(s.Size())},
+		image: dataFinder{f: s.image.File, size: int64(s.Size())}}
 	drops := s.sums.dropCount()
 	if err := w.run(); err != nil {
 		return 0, 0, err
@@ -115,11 +115,11 @@ func (w *extentWalk) untouched(b uint64) uint64 {
 // noSums tells whether all sums of a page are 0: it is not in memory, and a hole in the file, and so is what it is of in
 // the image (B9).
 func (w *extentWalk) noSums(page int) bool {
-	if w.slow || w.s.sums.pages[page].Load() != nil || w.sums.dataIn(int64(page)*pageSize, int64(page+1)*pageSize) {
+	if w.slow || w.s.sums.pages.at(page) != nil || w.sums.dataIn(int64(page)*pageSize, int64(page+1)*pageSize) {
 		return false
 	}
 	const span = sumsPerPage * BlockSize
-	if w.image.dataIn(int64(page)*span, min(int64(page+1)*span, int64(w.s.id.Size))) {
+	if w.image.dataIn(int64(page)*span, min(int64(page+1)*span, int64(w.s.Size()))) {
 		return false
 	}
 	w.skipped = true

@@ -30,7 +30,7 @@ const (
 	DefaultSegmentBytes = wal.DefaultSegmentBytes // holds a frame with MaxRequestBytes of payload
 )
 
-// Identity is what a replica is for ever. All texts are up to MaxTextBytes long.
+// Identity is what a replica is: for ever, but that its size can grow. All texts are up to MaxTextBytes long.
 type Identity struct {
 	Cluster    string // UUIDs, but the store only stores them
 	Volume     string
@@ -38,6 +38,8 @@ type Identity struct {
 	VolumeName string // for people; may be empty
 	Size       uint64 // bytes, a multiple of BlockSize, up to MaxVolumeBytes
 }
+
+func validSize(n uint64) bool { return n > 0 && n%BlockSize == 0 && n <= MaxVolumeBytes }
 
 // FormatOptions is what Format makes.
 type FormatOptions struct {
@@ -50,7 +52,7 @@ type FormatOptions struct {
 // Validate tells what is wrong with the options.
 func (o FormatOptions) Validate() error {
 	switch {
-	case o.Size == 0 || o.Size%BlockSize != 0 || o.Size > MaxVolumeBytes:
+	case !validSize(o.Size):
 		return fmt.Errorf("size %d is not a positive multiple of %d up to %d", o.Size, BlockSize, int64(MaxVolumeBytes))
 	case o.SegmentBytes <= 0 || o.SegmentBytes%BlockSize != 0:
 		return fmt.Errorf("segment size %d is not a positive multiple of %d", o.SegmentBytes, BlockSize)
@@ -117,7 +119,7 @@ func format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 		name string
 		size int64
 	}{
-		{imageName, int64(o.Size)},
+		{imageName, imageFileSize(o.Size)},
 		{sumsName, sumsFileSize(o.Size)},
 		{regionsName, regionsFileSize(o.Size)},
 		{sessionsName, 2 * sessionsSlotBytes},
@@ -248,6 +250,8 @@ func halfFormatted(names []string) bool {
 	return slices.Contains(names, metaNewName) || !slices.ContainsFunc(names, func(n string) bool { return n != lockName })
 }
 
+func imageFileSize(volume uint64) int64 { return int64(volume) }
+
 func createSparse(fsys vfs.FS, name string, size int64) error {
 	f, err := fsys.Create(name)
 	if err != nil {
@@ -270,8 +274,8 @@ func walOptions(fsys vfs.FS, dir string, m meta) wal.Options {
 	}
 }
 
-// openFile opens one of a replica's files and checks its length.
-func openFile(fsys vfs.FS, dir, name string, want int64) (vfs.File, error) {
+// openFile opens one of a replica's files and checks its length, which may be up to most if it was to become longer.
+func openFile(fsys vfs.FS, dir, name string, want, most int64) (vfs.File, error) {
 	f, err := fsys.Open(path.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &DamagedError{name, "is missing"}
@@ -279,7 +283,7 @@ func openFile(fsys vfs.FS, dir, name string, want int64) (vfs.File, error) {
 		return nil, err
 	}
 	n, err := f.Size()
-	if err == nil && n != want {
+	if err == nil && (n < want || n > max(want, most)) {
 		err = &DamagedError{name, fmt.Sprintf("is %d bytes long instead of %d", n, want)}
 	}
 	if err == nil {

@@ -110,7 +110,7 @@ func FuzzRegions(f *testing.F) {
 			t.Fatal(err)
 		}
 		b = append(b, make([]byte, regionsFileSize(volume))...)
-		for r := range table.n {
+		for r := range regionCount(volume) {
 			word, l := binary.LittleEndian.Uint64(b[r*8:]), table.get(r)
 			if encodeRegion(r, l) != word && l != wal.LSN(at) {
 				t.Fatalf("region %d of entry %x changed with record %d", r, word, l)

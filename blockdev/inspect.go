@@ -19,9 +19,10 @@ type ReplicaMeta struct {
 	SegmentBytes int64
 	Segments     int
 	Salt         uint64
-	Clean        bool // the last stop was one
-	Copying      bool // B7: the image is not a prefix of history
-	Blank        bool // the log is to be erased
+	Clean        bool   // the last stop was one
+	Copying      bool   // B7: the image is not a prefix of history
+	Blank        bool   // the log is to be erased
+	Growing      uint64 // files may be long enough for that size; 0: for Size
 	Checkpoint   wal.Start
 	Commit       wal.LSN
 	CleanEnd     wal.LSN
@@ -38,7 +39,7 @@ func (m meta) export() ReplicaMeta {
 		Checkpoint: wal.Start{LSN: m.Checkpoint.LSN, Pos: m.Checkpoint.Pos, Chain: m.Checkpoint.Chain,
 			Blank: m.Flags&flagBlank != 0, Durable: max(m.Commit, m.CleanEnd)},
 		Commit: m.Commit, CleanEnd: m.CleanEnd, BootID: m.BootID,
-		Epochs: slices.Clone(m.Epochs), Protocol: slices.Clone(m.Protocol),
+		Growing: m.Growing, Epochs: slices.Clone(m.Epochs), Protocol: slices.Clone(m.Protocol),
 	}
 }
 
@@ -148,8 +149,10 @@ func (x *Inspection) Log(visit func(wal.Found) error) (wal.Inspection, error) {
 	return out, err
 }
 
-// open opens one of the files beside the log and checks its length. What is wrong is said; then the result is nil.
-func (x *Inspection) open(name string, want int64) readerAtFile {
+// open opens one of the files beside the log and checks its length, which follows from the volume's size. What is wrong is
+// said; then the result is nil.
+func (x *Inspection) open(name string, length func(size uint64) int64) readerAtFile {
+	want := length(x.Meta.Size)
 	f, err := x.fsys.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		x.problem(false, name, "is missing: restore it, or copy the replica anew")
@@ -164,7 +167,7 @@ func (x *Inspection) open(name string, want int64) readerAtFile {
 	switch {
 	case err != nil || !ok:
 		x.problem(false, name, "cannot be read: %v", err)
-	case info.Size() != want:
+	case info.Size() < want || info.Size() > max(want, length(x.Meta.Growing)):
 		x.problem(false, name, "is %d bytes long instead of %d: restore it, or copy the replica anew", info.Size(), want)
 	default:
 		return r

@@ -24,7 +24,7 @@ func (s *Store) markLost(page int, p *sumPage) error {
 	if s.Copying() || s.o.broken.has(trustHoles) {
 		return nil
 	}
-	finder := dataFinder{f: s.image.File, size: int64(s.id.Size)}
+	finder := dataFinder{f: s.image.File, size: int64(s.Size())}
 	var data []byte
 	for at, n := uint64(0), uint64(0); at < sumsPerPage; at += n {
 		first := uint64(page)*sumsPerPage + at

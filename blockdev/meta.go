@@ -23,6 +23,7 @@ const (
 	metaEpochOff = 448
 	metaProtoOff = metaEpochOff + MaxEpochs*16
 	metaEnd      = metaProtoOff + MaxProtocolBytes
+	metaGrowOff  = metaEnd
 )
 
 // MaxProtocolBytes is the largest protocol state.
@@ -61,6 +62,7 @@ type meta struct {
 	Commit      wal.LSN
 	CleanEnd    wal.LSN // end of the log at a clean stop, all of it stable; else 0
 	Sessions    uint64  // generation of the session table that belongs to the checkpoint (B8)
+	Growing     uint64  // files may be long enough for that size, larger than ID.Size; else 0
 	BootID      string
 	Epochs      EpochIndex
 	Protocol    []byte
@@ -101,6 +103,7 @@ func (m *meta) encode(b *[metaSlotSize]byte) {
 		le.PutUint64(b[metaEpochOff+i*16+8:], uint64(e.First))
 	}
 	copy(b[metaProtoOff:metaEnd], m.Protocol)
+	le.PutUint64(b[metaGrowOff:], m.Growing)
 	le.PutUint32(b[metaCRCOff:], crc32.Checksum(b[:], castagnoli))
 }
 
@@ -140,11 +143,12 @@ func decodeMeta(b *[metaSlotSize]byte) (meta, error) {
 		Commit:      wal.LSN(le.Uint64(b[96:])),
 		CleanEnd:    wal.LSN(le.Uint64(b[104:])),
 		Sessions:    le.Uint64(b[120:]),
+		Growing:     le.Uint64(b[metaGrowOff:]),
 	}
 	if le.Uint32(b[32:]) != BlockSize || le.Uint32(b[36:]) != RegionBytes {
 		return bad("block or region size")
 	}
-	if m.ID.Size == 0 || m.ID.Size%BlockSize != 0 || m.ID.Size > MaxVolumeBytes {
+	if !validSize(m.ID.Size) || m.Growing != 0 && (!validSize(m.Growing) || m.Growing <= m.ID.Size) {
 		return bad("volume size")
 	}
 	if m.Segment <= 0 || m.Segments <= 0 || m.Flags&^knownFlags != 0 {

@@ -17,6 +17,9 @@ const (
 	copyDoneEarly                         // B7: the copying flag goes before all that was copied is stable
 	resetFirst                            // a copy begins with the log, and notes it afterwards
 	sessionsNotSaved                      // B10: a checkpoint goes without the session table
+	growUnsynced                          // B11: the files' new lengths are noted before they are stable
+	growNotedFirst                        // B11: likewise before they are there
+	growUnannounced                       // the files are extended before that is noted
 	trustHoles                            // B9: a stretch of lost sums is taken for a hole
 	keptAsHole                            // space that is to stay allocated is noted as a hole
 )

@@ -54,7 +54,7 @@ func (s *Store) open() error {
 		return err
 	}
 	m := s.meta.get()
-	s.id, s.salt = m.ID, m.Salt
+	s.salt = m.Salt
 	s.segBlocks = wal.Pos(m.Segment / BlockSize)
 	s.logBlocks = int64(s.segBlocks) * int64(m.Segments)
 	s.clean = m.Flags&flagClean != 0
@@ -142,27 +142,39 @@ func (s *Store) openFiles() error {
 		return err
 	}
 	s.meta.broken = s.o.broken
-	size := s.meta.get().ID.Size
-	if f, err = openFile(s.o.FS, s.o.Dir, imageName, int64(size)); err != nil {
-		return err
-	}
-	s.image = newPacedFile(f)
-	if f, err = openFile(s.o.FS, s.o.Dir, sumsName, sumsFileSize(size)); err != nil {
-		return err
-	}
-	s.sums = newSumTable(f, size)
-	s.sums.check = s.markLost
-	if f, err = openFile(s.o.FS, s.o.Dir, regionsName, regionsFileSize(size)); err != nil {
-		return err
-	}
-	if s.regions, err = openRegions(f, size, s.meta.get().Checkpoint.LSN); err != nil {
-		f.Close()
+	if err := s.openTables(); err != nil {
 		return err
 	}
 	if s.sessionsAt, err = openSessions(s.o.FS, s.o.Dir); err != nil {
 		return err
 	}
 	return s.sessionsAt.load(&s.sessions, s.meta.get().Sessions)
+}
+
+// openTables opens the files whose lengths follow from the volume's size.
+func (s *Store) openTables() error {
+	m := s.meta.get()
+	open := func(name string, length func(uint64) int64) (vfs.File, error) {
+		// A Prepare that was interrupted has made some of them longer. What is there more was never written.
+		return openFile(s.o.FS, s.o.Dir, name, length(m.ID.Size), length(m.Growing))
+	}
+	f, err := open(imageName, imageFileSize)
+	if err != nil {
+		return err
+	}
+	s.image = newPacedFile(f)
+	if f, err = open(sumsName, sumsFileSize); err != nil {
+		return err
+	}
+	s.sums = newSumTable(f, m.ID.Size)
+	s.sums.check = s.markLost
+	if f, err = open(regionsName, regionsFileSize); err != nil {
+		return err
+	}
+	if s.regions, err = openRegions(f, m.ID.Size, m.Checkpoint.LSN); err != nil {
+		f.Close()
+	}
+	return err
 }
 
 // openLog reads the log from the checkpoint on and commits as far as is known: the largest commit LSN in the log

@@ -26,8 +26,7 @@ func regionsFileSize(volume uint64) int64 {
 // written everywhere. Commit raises entries, under Store.mu; anybody reads them.
 type regionTable struct {
 	f     *pacedFile
-	n     int // regions
-	pages []atomic.Pointer[regionPage]
+	pages pageArray[regionPage]
 	buf   [pageSize]byte // of write
 }
 
@@ -42,7 +41,8 @@ const regionReadBytes = 1 << 20
 // openRegions reads the table as it was at a checkpoint, or later.
 func openRegions(f vfs.File, volume uint64, at wal.LSN) (*regionTable, error) {
 	size := regionsFileSize(volume)
-	t := &regionTable{f: newPacedFile(f), n: regionCount(volume), pages: make([]atomic.Pointer[regionPage], size/pageSize)}
+	t := &regionTable{f: newPacedFile(f)}
+	t.grow(volume)
 	buf := make([]byte, min(size, regionReadBytes))
 	for off := int64(0); off < size; off += int64(len(buf)) {
 		b := buf[:min(int64(len(buf)), size-off)]
@@ -64,6 +64,9 @@ func openRegions(f vfs.File, volume uint64, at wal.LSN) (*regionTable, error) {
 	}
 	return t, nil
 }
+
+// grow makes room for a volume of that size; what is new never changed. Nobody writes or raises meanwhile.
+func (t *regionTable) grow(volume uint64) { t.pages.grow(int(regionsFileSize(volume) / pageSize)) }
 
 // The entry of a region in the file. Part of the format.
 const (
@@ -90,16 +93,16 @@ func decodeRegion(region int, word uint64) (wal.LSN, bool) {
 
 // page makes the page if there is none. Callers are serialised.
 func (t *regionTable) page(i int) *regionPage {
-	p := t.pages[i].Load()
+	p := t.pages.at(i)
 	if p == nil {
 		p = new(regionPage)
-		t.pages[i].Store(p)
+		t.pages.put(i, p)
 	}
 	return p
 }
 
 func (t *regionTable) get(region int) wal.LSN {
-	p := t.pages[region/wordsPerPage].Load()
+	p := t.pages.at(region / wordsPerPage)
 	if p == nil {
 		return 0
 	}
@@ -119,8 +122,8 @@ func (t *regionTable) raise(block, count uint64, l wal.LSN) {
 
 // newer finds the first region from the given one on that changed after l.
 func (t *regionTable) newer(l wal.LSN, from int) (int, bool) {
-	for r := max(from, 0); r < t.n; r++ {
-		p := t.pages[r/wordsPerPage].Load()
+	for r, n := max(from, 0), t.pages.len()*wordsPerPage; r < n; r++ {
+		p := t.pages.at(r / wordsPerPage)
 		if p == nil {
 			r |= wordsPerPage - 1 // the last one of this page
 			continue
@@ -134,8 +137,8 @@ func (t *regionTable) newer(l wal.LSN, from int) (int, bool) {
 
 // write brings changed pages to the file, not to stable storage. Only one goroutine writes (B6).
 func (t *regionTable) write() error {
-	for i := range t.pages {
-		p := t.pages[i].Load()
+	for i := range t.pages.len() {
+		p := t.pages.at(i)
 		if p == nil || !p.dirty.Swap(false) {
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 func (s *Store) RegionSums(region int, dst []uint32) ([]uint32, error) {
 	n := s.regionBlocks(region)
 	if n == 0 {
-		return nil, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.regions.n)
+		return nil, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.Regions())
 	}
 	dst = slices.Grow(dst[:0], RegionBlocks)[:n]
 	first := uint64(region) * RegionBlocks

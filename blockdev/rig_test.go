@@ -168,6 +168,9 @@ func (r *rig) forget(l wal.LSN) {
 func (r *rig) content(l wal.LSN) []uint64 {
 	state := make([]uint64, r.s.Blocks())
 	for _, op := range r.hist[:l] {
+		if end := op.block + op.count; end > uint64(len(state)) { // the store is too small, as whoever compares will find
+			state = append(state, make([]uint64, end-uint64(len(state)))...)
+		}
 		for k := range op.count {
 			switch op.kind {
 			case wal.KindWrite:

@@ -18,7 +18,6 @@ import (
 // may be called from any goroutine.
 type Store struct {
 	o         StoreOptions
-	id        Identity
 	salt      uint64
 	segBlocks wal.Pos
 	logBlocks int64
@@ -40,6 +39,9 @@ type Store struct {
 	cuts    uint64  // calls of Cut that changed the log
 
 	sessions sessionTable
+
+	growMu sync.Mutex    // held by Prepare and Grow; taken before applyMu
+	room   atomic.Uint64 // what files and tables were made for in this run, if larger than the size
 
 	// Watermarks, raised by the one who holds what is said; read by anybody.
 	committed     atomic.Uint64 // under mu
@@ -109,11 +111,14 @@ type Marks struct {
 	End        wal.LSN
 }
 
-// Identity is what the replica was formatted as.
-func (s *Store) Identity() Identity { return s.id }
+// Identity is what the replica was formatted as, with the size that it has now.
+func (s *Store) Identity() Identity { return s.meta.get().ID }
 
-// Blocks is the volume's size in blocks.
-func (s *Store) Blocks() uint64 { return s.id.Size / BlockSize }
+// Size is what the replica has room for, in bytes: records beyond it are refused. It only grows (Grow).
+func (s *Store) Size() uint64 { return s.meta.get().ID.Size }
+
+// Blocks is Size in blocks.
+func (s *Store) Blocks() uint64 { return s.Size() / BlockSize }
 
 // Salt is what frames of this volume carry.
 func (s *Store) Salt() uint64 { return s.salt }

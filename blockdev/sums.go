@@ -48,7 +48,7 @@ func sumsFileSize(volume uint64) int64 {
 type sumTable struct {
 	f     *pacedFile
 	limit int
-	pages []atomic.Pointer[sumPage]
+	pages pageArray[sumPage]
 	// check looks at a page that was read from the file, before anybody uses it.
 	check func(page int, p *sumPage) error
 
@@ -77,7 +77,16 @@ func (p *sumPage) set(i uint64, sum uint32) {
 }
 
 func newSumTable(f vfs.File, volume uint64) *sumTable {
-	return &sumTable{f: newPacedFile(f), limit: maxSumPages, pages: make([]atomic.Pointer[sumPage], sumsFileSize(volume)/pageSize)}
+	t := &sumTable{f: newPacedFile(f), limit: maxSumPages}
+	t.grow(volume)
+	return t
+}
+
+// grow makes room for a volume of that size; the sums of what is new are 0.
+func (t *sumTable) grow(volume uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pages.grow(int(sumsFileSize(volume) / pageSize))
 }
 
 // get fills dst with the sums of the blocks from block on.
@@ -101,7 +110,7 @@ func (t *sumTable) get(block uint64, dst []uint32) error {
 // cached is get for pages that are loaded; false if one is not.
 func (t *sumTable) cached(block uint64, dst []uint32) bool {
 	for first, last := int(block/sumsPerPage), int((block+uint64(len(dst))-1)/sumsPerPage); first <= last; first++ {
-		if t.pages[first].Load() == nil {
+		if t.pages.at(first) == nil {
 			return false
 		}
 	}
@@ -110,7 +119,7 @@ func (t *sumTable) cached(block uint64, dst []uint32) bool {
 
 // page returns a page that may be dropped while the caller reads it: it then sees the sums as they were.
 func (t *sumTable) page(i int) (*sumPage, error) {
-	if p := t.pages[i].Load(); p != nil {
+	if p := t.pages.at(i); p != nil {
 		if !p.used.Load() {
 			p.used.Store(true)
 		}
@@ -124,7 +133,7 @@ func (t *sumTable) page(i int) (*sumPage, error) {
 // loadLocked reads the page without the lock, which it gives up meanwhile.
 func (t *sumTable) loadLocked(i int) (*sumPage, error) {
 	for {
-		if p := t.pages[i].Load(); p != nil {
+		if p := t.pages.at(i); p != nil {
 			return p, nil
 		}
 		drops := t.drops
@@ -143,10 +152,10 @@ func (t *sumTable) loadLocked(i int) (*sumPage, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read checksums: %w", err)
 		}
-		if t.pages[i].Load() == nil && t.drops == drops {
+		if t.pages.at(i) == nil && t.drops == drops {
 			t.makeRoomLocked()
 			t.resident = append(t.resident, i)
-			t.pages[i].Store(p)
+			t.pages.put(i, p)
 		}
 		// Otherwise somebody may have loaded, changed, written and dropped the page since it was read.
 	}
@@ -163,7 +172,7 @@ func (t *sumTable) makeRoomLocked() {
 		}
 		t.hand = (t.hand + 1) % len(t.resident)
 		i := t.resident[t.hand]
-		p := t.pages[i].Load()
+		p := t.pages.at(i)
 		if p.dirty || p.used.Swap(false) {
 			continue
 		}
@@ -172,7 +181,7 @@ func (t *sumTable) makeRoomLocked() {
 }
 
 func (t *sumTable) dropLocked(at int) {
-	t.pages[t.resident[at]].Store(nil)
+	t.pages.put(t.resident[at], nil)
 	t.resident[at] = t.resident[len(t.resident)-1]
 	t.resident = t.resident[:len(t.resident)-1]
 	t.drops++
@@ -262,7 +271,7 @@ func (t *sumTable) write() error {
 func (t *sumTable) writeLocked() error {
 	slices.Sort(t.dirty)
 	for k, i := range t.dirty {
-		p := t.pages[i].Load()
+		p := t.pages.at(i)
 		for j := range p.words {
 			binary.LittleEndian.PutUint64(t.buf[j*8:], p.words[j].Load())
 		}

@@ -20,6 +20,7 @@ type survivor struct {
 	synced        wal.LSN  // everything up to here was acknowledged as stable
 	cutTo         *wal.LSN // a cut to there is under way: that, or all that was acknowledged
 	saved, saving byte     // protocol state: stable, and perhaps stable
+	size, growing uint64   // bytes: it has at least that size, and perhaps this
 	promises      uint64   // how often any of this changed
 
 	err error
@@ -67,6 +68,7 @@ func (w *survivor) may(f func()) {
 }
 
 func (w *survivor) format() {
+	w.may(func() { w.size = crashFormat().Size })
 	w.do(func() error { return Format(w.fs, w.dir, crashFormat()) })
 	w.may(func() { w.formatted = true })
 }
@@ -153,6 +155,13 @@ func state(view byte) string {
 	return fmt.Sprint("view ", view)
 }
 
+// grow makes the replica larger, to so many blocks.
+func (w *survivor) grow(blocks uint64) {
+	w.may(func() { w.growing = blocks * BlockSize })
+	w.do(func() error { return w.s.Grow(blocks * BlockSize) })
+	w.may(func() { w.size = w.s.Size() })
+}
+
 func (w *survivor) close() { w.do(func() error { return w.s.Close() }) }
 
 // die has the process killed: the next one finds what was written.
@@ -225,6 +234,9 @@ func (w *survivor) recoversInPieces(disk *memfs.FS) error {
 func (w *survivor) checkFound(r *rig) error {
 	s := r.s
 	m := s.Marks()
+	if s.Size() != w.size && s.Size() != w.growing {
+		return fmt.Errorf("it has %d bytes, it was made for %d and was growing to %d", s.Size(), w.size, w.growing)
+	}
 	if whole := m.End == 0 || slices.Contains(w.ends, m.End); !whole {
 		return fmt.Errorf("log ends with %d, which is the end of no frame", m.End)
 	}
@@ -258,10 +270,11 @@ func holds(r *rig, l wal.LSN) error {
 	got := make([]byte, chunk*BlockSize)
 	want := r.content(l)
 	for b := 0; b < len(want); b += chunk {
-		if err := r.s.Read(uint64(b), got); err != nil {
+		n := min(chunk, len(want)-b)
+		if err := r.s.Read(uint64(b), got[:n*BlockSize]); err != nil {
 			return fmt.Errorf("at %d: %w", l, err)
 		}
-		if err := differs(got, uint64(b), want[b:b+chunk]); err != nil {
+		if err := differs(got, uint64(b), want[b:b+n]); err != nil {
 			return fmt.Errorf("at %d, %+v: %w", l, r.s.Marks(), err)
 		}
 	}

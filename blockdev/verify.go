@@ -80,10 +80,13 @@ func (v *verifier) frame(f wal.Found) error {
 	}
 	for i := range f.Frame.Records() {
 		r, _, _ := f.Frame.Record(i)
+		lsn := f.Header.First + wal.LSN(i)
+		if r.Kind == wal.KindView && r.Seq > blocks { // B11
+			v.problem(place, "record %d begins a volume of %d blocks, the replica has %d", lsn, r.Seq, blocks)
+		}
 		if r.Kind == wal.KindView || r.Kind == wal.KindAttach {
 			continue
 		}
-		lsn := f.Header.First + wal.LSN(i)
 		if r.Block >= blocks || uint64(r.Count) > blocks-r.Block {
 			v.problem(place, "record %d reaches beyond the volume: %d blocks at block %d of %d", lsn, r.Count, r.Block, blocks)
 			continue
@@ -114,13 +117,16 @@ func (v *verifier) checkMeta() {
 func (v *verifier) checkFiles() error {
 	m := v.x.Meta
 	v.out.Blocks = m.Size / BlockSize
-	image := v.x.open(imageName, int64(m.Size))
-	sums := v.x.open(sumsName, sumsFileSize(m.Size))
-	regions := v.x.open(regionsName, regionsFileSize(m.Size))
+	image := v.x.open(imageName, imageFileSize)
+	sums := v.x.open(sumsName, sumsFileSize)
+	regions := v.x.open(regionsName, regionsFileSize)
 	for _, f := range []readerAtFile{image, sums, regions} {
 		if f != nil {
 			defer f.Close()
 		}
+	}
+	if m.Growing != 0 {
+		v.x.problem(true, metaName, "the files were being made for a volume of %d bytes, which has %d", m.Growing, m.Size)
 	}
 	if m.Copying {
 		v.x.problem(true, imageName, "was being copied from another member: its content is not compared, the copy goes on at the next start")

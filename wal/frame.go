@@ -19,7 +19,7 @@ const (
 	KindWrite  Kind = 1 // Count blocks of payload at Block
 	KindZero   Kind = 2 // Count blocks at Block read as zeroes
 	KindTrim   Kind = 3 // as KindZero; the space may be given back
-	KindView   Kind = 4 // a new primary takes office; replication gives Block, Session and Seq their meaning
+	KindView   Kind = 4 // a new primary takes office; Block is the view's number, Seq the volume's size in blocks, 0 if it does not say
 	KindAttach Kind = 5 // a session begins; likewise
 )
 

@@ -22,6 +22,7 @@ type (
 		VolumeName  string       `json:"volume_name,omitempty"`
 		Replica     string       `json:"replica,omitempty"`
 		Size        uint64       `json:"size,omitempty"`
+		Growing     uint64       `json:"growing,omitempty"` // to that size
 		Segments    int          `json:"segments,omitempty"`
 		Segment     int64        `json:"segment_bytes,omitempty"`
 		Generation  uint64       `json:"generation,omitempty"`
@@ -108,7 +109,7 @@ func (d *jsonDump) replica(x *blockdev.Inspection) {
 		m := s.Meta
 		line := metaLine{
 			Type: "meta", Slot: i, Counts: x.Meta == &x.Slots[i].Meta, Cluster: m.Cluster, Volume: m.Volume, VolumeName: m.VolumeName,
-			Replica: m.Replica, Size: m.Size, Segments: m.Segments, Segment: m.SegmentBytes, Generation: m.Generation,
+			Replica: m.Replica, Size: m.Size, Growing: m.Growing, Segments: m.Segments, Segment: m.SegmentBytes, Generation: m.Generation,
 			Incarnation: m.Incarnation, Clean: m.Clean, Copying: m.Copying, Checkpoint: m.Checkpoint.LSN, Commit: m.Commit,
 			Protocol: m.Protocol,
 		}

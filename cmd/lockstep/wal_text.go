@@ -58,6 +58,9 @@ func (d *textDump) meta(m blockdev.ReplicaMeta) {
 	if m.Copying {
 		fmt.Fprintln(d.w, "  image is being copied from another member")
 	}
+	if m.Growing != 0 {
+		fmt.Fprintf(d.w, "  growing to %s\n", formatSize(m.Growing))
+	}
 	if m.Blank {
 		fmt.Fprintln(d.w, "  log is to be erased")
 	}
@@ -131,7 +134,12 @@ func recordText(r wal.Record) string {
 		if r.Session != 0 {
 			fmt.Fprintf(&s, ", request %d of session %x", r.Seq, r.Session)
 		}
-	case wal.KindView, wal.KindAttach: // replication gives the fields their meaning
+	case wal.KindView:
+		fmt.Fprintf(&s, " %d", r.Block)
+		if r.Seq != 0 {
+			fmt.Fprintf(&s, ", %s", formatSize(r.Seq*wal.BlockSize))
+		}
+	case wal.KindAttach: // replication gives the fields their meaning
 		fmt.Fprintf(&s, " %d session %x seq %d", r.Block, r.Session, r.Seq)
 	}
 	return s.String()
