@@ -12,8 +12,11 @@ import (
 	"time"
 )
 
-// memoryLimit is when the garbage collector gets busy.
-const memoryLimit = 1 << 30
+// The garbage collector is lazy while there is room, and busy at the limit.
+const (
+	gcPercent   = 400
+	memoryLimit = 1 << 30
+)
 
 // How many seeds it takes for everything that is counted to happen at least once, but for what is rare, and with it.
 const (
@@ -35,7 +38,8 @@ func main() {
 		workers = flag.Int("workers", runtime.NumCPU(), "how many to play at a time")
 	)
 	flag.Parse()
-	debug.SetMemoryLimit(memoryLimit) // a run makes much garbage, of which little lives long
+	debug.SetGCPercent(gcPercent) // a run makes much garbage, of which little lives long
+	debug.SetMemoryLimit(memoryLimit)
 	var faults []fault
 	if *only != "" {
 		var err error

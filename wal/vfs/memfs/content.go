@@ -29,9 +29,11 @@ type chunk struct {
 	pages [chunkPages]*page
 }
 
+// page is bytes of a file. One that nobody owns is part of what a write was given: what is seen, what is on the disk and
+// the un-synced change share it, and it never changes.
 type page struct {
 	owner *owner
-	b     [pageBytes]byte
+	b     *[pageBytes]byte
 	print atomic.Uint64 // 0: not computed yet. Clones that share the page may compute it at the same time.
 }
 
@@ -69,6 +71,7 @@ func (c *content) at(i int64) *page {
 	return nil
 }
 
+// write takes whole pages as they are: b is not to be changed any more.
 func (c *content) write(b []byte, off int64) {
 	if len(b) == 0 {
 		return
@@ -93,10 +96,14 @@ func (c *content) writePage(i int64, from int, b []byte) {
 	}
 	ch := c.own(i)
 	p := ch.pages[i%chunkPages]
-	if p == nil || p.owner != c.owner {
-		p = &page{owner: c.owner}
-		if old != nil && len(b) < pageBytes {
-			p.b = old.b
+	switch {
+	case len(b) == pageBytes:
+		ch.pages[i%chunkPages] = &page{b: (*[pageBytes]byte)(b)}
+		return
+	case p == nil || p.owner != c.owner:
+		p = &page{owner: c.owner, b: new([pageBytes]byte)}
+		if old != nil {
+			*p.b = *old.b
 		}
 		ch.pages[i%chunkPages] = p
 	}
@@ -152,7 +159,7 @@ func (c *content) fingerprint() uint64 {
 			}
 			h := p.print.Load()
 			if h == 0 {
-				if p.b != zeroPage {
+				if *p.b != zeroPage {
 					h = maphash.Bytes(printSeed, p.b[:])
 				}
 				h |= 1
