@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -18,6 +19,9 @@ type RegionImage struct {
 	Sums []uint32
 	// Data holds the blocks that have data by their sums (HasData), in order, without gaps.
 	Data []byte
+	// Lost are the blocks, counted in the region, of which there is no good copy: their entry in Sums is that of the
+	// content that they should have, and fits nothing in Data. Whoever has the region has them bad.
+	Lost []uint32
 
 	buf []byte // RegionBytes; Data lies in it
 }
@@ -33,7 +37,7 @@ func (img *RegionImage) Validate(region int) error {
 			return fmt.Errorf("blockdev: image of region %d ends at block %d of %d", region, i, len(img.Sums))
 		}
 		block := uint64(region)*RegionBlocks + uint64(i)
-		if wal.BlockSum(block, img.Data[used:used+BlockSize]) != sum {
+		if wal.BlockSum(block, img.Data[used:used+BlockSize]) != sum && !slices.Contains(img.Lost, uint32(i)) {
 			return &CorruptBlockError{Block: block}
 		}
 		used += BlockSize
@@ -71,8 +75,8 @@ func (s *Store) NewerBytes(than wal.LSN) uint64 {
 }
 
 // ReadRegion fills dst with a region's committed content. Nothing in it is newer than asOf, and everything committed
-// before the call is in it.
-func (s *Store) ReadRegion(region int, dst *RegionImage) (asOf wal.LSN, err error) {
+// before the call is in it. Blocks that are bad make it fail, but for those that the caller knows to be lost.
+func (s *Store) ReadRegion(region int, dst *RegionImage, lost ...uint64) (asOf wal.LSN, err error) {
 	n := s.regionBlocks(region)
 	if n == 0 {
 		return 0, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.Regions())
@@ -84,7 +88,12 @@ func (s *Store) ReadRegion(region int, dst *RegionImage) (asOf wal.LSN, err erro
 		dst.buf = wal.AlignedBuffer(RegionBytes)
 	}
 	dst.Sums = slices.Grow(dst.Sums[:0], RegionBlocks)[:n]
-	if err := s.read(uint64(region)*RegionBlocks, dst.buf[:n*BlockSize], dst.Sums, false); err != nil {
+	if dst.Lost = dst.Lost[:0]; len(lost) == 0 {
+		err = s.read(uint64(region)*RegionBlocks, dst.buf[:n*BlockSize], dst.Sums, false)
+	} else {
+		err = s.readAround(region, dst, lost)
+	}
+	if err != nil {
 		return 0, err
 	}
 	used := 0
@@ -99,6 +108,29 @@ func (s *Store) ReadRegion(region int, dst *RegionImage) (asOf wal.LSN, err erro
 	}
 	dst.Data = dst.buf[:used]
 	return wal.LSN(s.committed.Load()), nil
+}
+
+// readAround reads a region block by block. What is lost is as zeroes.
+func (s *Store) readAround(region int, dst *RegionImage, lost []uint64) error {
+	want, err := s.RegionSums(region, nil)
+	if err != nil {
+		return err
+	}
+	for i := range dst.Sums {
+		block, data := uint64(region)*RegionBlocks+uint64(i), dst.buf[i*BlockSize:(i+1)*BlockSize]
+		err := s.read(block, data, dst.Sums[i:i+1], false)
+		var bad *CorruptBlockError
+		switch {
+		case errors.As(err, &bad) && slices.Contains(lost, block):
+			clear(data)
+			if dst.Sums[i] = want[i]; HasData(want[i]) {
+				dst.Lost = append(dst.Lost, uint32(i))
+			}
+		case err != nil:
+			return err
+		}
+	}
+	return nil
 }
 
 // BeginCopy makes this replica a copy in the making: its own log is forgotten, the next frame is the one after the

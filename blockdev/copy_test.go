@@ -200,3 +200,31 @@ func beginCopyIsAtomic(t *testing.T, to wal.LSN, epochs EpochIndex) {
 		}
 	}
 }
+
+// A block without a good copy is copied as what it is: bad, also where it is copied to, until somebody writes it. The rest
+// of its region is whole.
+func TestLostBlockIsCopiedAsLost(t *testing.T) {
+	src := newRig(t, memfs.New(), "src", StoreOptions{Manual: true})
+	src.put(write(0, 8))
+	src.steps()
+	src.check(src.fs.(*memfs.FS).Flip("src/data.img", 3*BlockSize+9, 1))
+	dst := newRig(t, memfs.New(), "dst", StoreOptions{Manual: true})
+	src.check(dst.s.BeginCopy(src.s.Marks().Committed, src.s.EndSum(), src.s.Epochs(), nil))
+	var img RegionImage
+	var bad *CorruptBlockError
+	if _, err := src.s.ReadRegion(0, &img, 2); !errors.As(err, &bad) || bad.Block != 3 {
+		t.Fatalf("a region with a bad block that nobody gave up: %v", err)
+	}
+	asOf, err := src.s.ReadRegion(0, &img, 2, 3)
+	if err != nil || len(img.Lost) != 1 || img.Lost[0] != 3 {
+		t.Fatalf("lost %v, %v", img.Lost, err)
+	}
+	src.check(dst.s.WriteRegion(0, &img, asOf))
+	ship(t, src.s, dst.s)
+	src.check(dst.s.EndCopy(nil))
+	dst.hist, dst.ends, dst.epoch, dst.next = src.hist, src.ends, src.epoch, src.next
+	dst.checkBlocks(map[uint64]bool{3: true})
+	dst.put(write(3, 1))
+	dst.steps()
+	dst.verify()
+}

@@ -39,7 +39,7 @@
 //	Foreign   primary  you have committed what is not in our history; the stream ends
 //	Start     primary  common point c: cut your log after c        Ack
 //	Copy      primary  your log begins anew after LSN c            Ack
-//	Region    primary  1 MiB of the disk as of an LSN
+//	Region    primary  1 MiB of the disk as of an LSN, and which of its blocks are lost
 //	Sessions  primary  which requests of clients the regions have
 //	CopyDone  primary  all regions were sent                       Ack (copied)
 //	Append    primary  commit LSN and one frame                    Ack
@@ -58,7 +58,8 @@
 //  1. Write. The committer takes what is queued, under the lock that a closing session also takes, gives it LSNs and
 //     makes one frame; sends the frame to every stream; then writes and syncs its own log. commit is the minimum over
 //     R of what is durable (sync mode always) or written (mode flush, while R has two or more). Whoever moves commit
-//     makes the records visible and completes the requests.
+//     makes the records visible and completes the requests. While the view has fewer than min_copies members nothing is
+//     ordered, and what was ordered before is not answered.
 //  2. Read. Answered from committed data when, after the request was taken from the client, every other member of R has
 //     confirmed the primary's present view; or at once if after that moment the lease still runs (Leases, below).
 //     With R = {self} nothing needs to be asked: no other replica can be primary before this one proposes it.
@@ -74,6 +75,8 @@
 //     clients, but for the log, of which a learner is sent more than clients write (pace.go). One that does not arrive
 //     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
 //     are slowed down, by milliseconds a frame, and not for ever (approach.go).
+//     A block of which no member has a good copy is copied as lost: bad at the learner, too, until a client writes it.
+//     A primary that is held brings no learner up to date: it may lack what the learner has (outcast.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
 //     disowned: its node sets it aside and makes another (outcast.go).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that

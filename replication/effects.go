@@ -40,6 +40,8 @@ func (r *Replica) settle(a *after) {
 				return
 			}
 			r.event(a, Event{Kind: EventState})
+			r.popCommitted(a, r.store.Marks().Committed) // what waited for members
+			r.popStable(a)
 		case EffectStepDown:
 			r.stepDown(a)
 		case EffectBeginTenure:

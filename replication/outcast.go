@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"path"
@@ -13,6 +14,17 @@ import (
 // of a volume in sync mode flush after a total power failure. Such a replica can neither be cut back nor be brought up to
 // date, its image has what never was. Its primary disowns it; its node sets its directory aside, whole, for whoever
 // may want something out of it, and the view service then orders a new replica, which is filled like any other.
+
+// errHeld keeps a primary that may lack what was acknowledged from having others cut or disowned. As long as no operator
+// has accepted that anything is lost, a learner may be what he would rather go on with.
+var errHeld = errors.New("replication: this primary may lack acknowledged writes, and brings nobody up to date before an operator resumes the volume")
+
+// held tells whether the peer is to be left as it is. A member is not: the view has been decided.
+func (s *stream) held() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.r.core.Suspect() && !s.r.core.Required(s.peer)
+}
 
 // disown tells the peer that it has what is not in this volume's history.
 func (s *stream) disown(conn net.Conn) {

@@ -14,28 +14,36 @@ import (
 //	0       4     n, number of blocks
 //	4       4n    sums
 //	4+4n    ...   data of the blocks whose sum is not below wal.MinBlockSum
+//	...     4     each: the number of a block that is lost (blockdev.RegionImage). The header's nonce is how many there are
 
 func encodeRegion(img *blockdev.RegionImage) []byte {
-	b := make([]byte, 0, 4+4*len(img.Sums)+len(img.Data))
+	b := make([]byte, 0, 4+4*len(img.Sums)+len(img.Data)+4*len(img.Lost))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(img.Sums)))
 	for _, s := range img.Sums {
 		b = binary.LittleEndian.AppendUint32(b, s)
 	}
-	return append(b, img.Data...)
+	b = append(b, img.Data...)
+	for _, l := range img.Lost {
+		b = binary.LittleEndian.AppendUint32(b, l)
+	}
+	return b
 }
 
 // decodeRegion fills img, which then aliases body's data. What is wrong with the data itself is for the store to find.
-func decodeRegion(body []byte, img *blockdev.RegionImage) error {
+func decodeRegion(body []byte, lost uint64, img *blockdev.RegionImage) error {
 	const maxBlocks = blockdev.RegionBytes / blockdev.BlockSize
 	if len(body) < 4 {
 		return fmt.Errorf("%w: region of %d bytes", errWire, len(body))
 	}
 	n := binary.LittleEndian.Uint32(body)
-	if n > maxBlocks || len(body) < 4+4*int(n) {
-		return fmt.Errorf("%w: region of %d blocks in %d bytes", errWire, n, len(body))
+	if n > maxBlocks || lost > uint64(n) || len(body) < 4+4*int(n)+4*int(lost) {
+		return fmt.Errorf("%w: region of %d blocks, %d of them lost, in %d bytes", errWire, n, lost, len(body))
 	}
-	img.Sums = img.Sums[:0]
-	data := body[4+4*n:]
+	img.Sums, img.Lost = img.Sums[:0], img.Lost[:0]
+	data, tail := body[4+4*n:len(body)-4*int(lost)], body[len(body)-4*int(lost):]
+	for ; len(tail) > 0; tail = tail[4:] {
+		img.Lost = append(img.Lost, binary.LittleEndian.Uint32(tail))
+	}
 	used := 0
 	for i := range int(n) {
 		s := binary.LittleEndian.Uint32(body[4+4*i:])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"lockstep/blockdev"
@@ -54,16 +55,21 @@ func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
 	return r.repairAndRead(err, r.store.ReadNewest, block, dst)
 }
 
-// readRegionRepaired is the same for a region that is to be copied: one bad block must not keep a learner away for ever.
+// readRegionRepaired is the same for a region that is to be copied. One bad block must not keep a learner away for ever:
+// what no member can help with is lost, here and at the learner, until a client writes it.
 func (r *Replica) readRegionRepaired(region int, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
-	read := func(uint64, []byte) (err error) {
-		asOf, err = r.store.ReadRegion(region, img)
-		return err
+	var tried, lost []uint64
+	for {
+		asOf, err = r.store.ReadRegion(region, img, lost...)
+		var bad *blockdev.CorruptBlockError
+		if err == nil || r.ctx.Err() != nil || !errors.As(err, &bad) || slices.Contains(lost, bad.Block) {
+			return asOf, err
+		}
+		if slices.Contains(tried, bad.Block) || r.repair(bad.Block) != nil {
+			lost = append(lost, bad.Block)
+		}
+		tried = append(tried, bad.Block)
 	}
-	if err = read(0, nil); err != nil {
-		err = r.repairAndRead(err, read, 0, nil)
-	}
-	return asOf, err
 }
 
 // repairAndRead repairs the block that made a read fail, and reads again, for as long as it is another block each time.

@@ -102,23 +102,7 @@ func (s *session) repeated(q *blockdev.Request, a *after) bool {
 	if p.lsn == 0 {
 		p.lsn = s.r.core.Commit()
 	}
-	r, byLSN := s.r, func(p pendingReq, l wal.LSN) int {
-		if p.lsn <= l {
-			return -1
-		}
-		return 1
-	}
-	switch {
-	case p.lsn > r.core.Commit():
-		i, _ := slices.BinarySearchFunc(r.pending, p.lsn, byLSN)
-		r.pending = slices.Insert(r.pending, i, p)
-	case p.stable && p.lsn > r.core.Stable():
-		i, _ := slices.BinarySearchFunc(r.stableWait, p.lsn, byLSN)
-		r.stableWait = slices.Insert(r.stableWait, i, p)
-		r.wantSync(a)
-	default:
-		a.completed = append(a.completed, p)
-	}
+	s.r.await(p, a)
 	return true
 }
 

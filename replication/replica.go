@@ -269,6 +269,9 @@ func (r *Replica) tickLoop() {
 		r.do(func(c *Core) {
 			c.Tick(r.opts.Clock())
 			r.holding = r.hold()
+			if r.comparing != nil {
+				r.idle.Broadcast() // awaitDigests looks at the time
+			}
 		})
 	}
 }

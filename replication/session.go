@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"lockstep/blockdev"
@@ -200,8 +201,33 @@ func (r *Replica) completeFirst(a *after) {
 	a.completed, a.batch = rest, batch[:0]
 }
 
+// await completes a request that is not ordered any more once its record is committed, and stable if it wants that. mu is
+// held.
+func (r *Replica) await(p pendingReq, a *after) {
+	byLSN := func(p pendingReq, l wal.LSN) int {
+		if p.lsn <= l {
+			return -1
+		}
+		return 1
+	}
+	switch {
+	case p.lsn > r.core.Commit() || r.thin():
+		i, _ := slices.BinarySearchFunc(r.pending, p.lsn, byLSN)
+		r.pending = slices.Insert(r.pending, i, p)
+	case p.stable && p.lsn > r.core.Stable():
+		i, _ := slices.BinarySearchFunc(r.stableWait, p.lsn, byLSN)
+		r.stableWait = slices.Insert(r.stableWait, i, p)
+		r.wantSync(a)
+	default:
+		a.completed = append(a.completed, p)
+	}
+}
+
 // popCommitted takes the requests up to l off the list of pending ones.
 func (r *Replica) popCommitted(a *after, l wal.LSN) {
+	if r.thin() {
+		return
+	}
 	n := 0
 	for ; n < len(r.pending) && r.pending[n].lsn <= l; n++ {
 		p := r.pending[n]
@@ -217,6 +243,9 @@ func (r *Replica) popCommitted(a *after, l wal.LSN) {
 
 // popStable completes what waited for stability.
 func (r *Replica) popStable(a *after) {
+	if r.thin() {
+		return
+	}
 	n := 0
 	for n < len(r.stableWait) && r.stableWait[n].lsn <= r.core.Stable() {
 		n++
@@ -302,13 +331,7 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 				r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
 			}
 		case blockdev.OpFlush:
-			p := pendingReq{lsn: r.core.Commit(), req: q, s: s}
-			if p.lsn <= r.core.Stable() {
-				a.completed = append(a.completed, p)
-			} else {
-				r.stableWait = append(r.stableWait, p)
-				r.wantSync(a)
-			}
+			r.await(pendingReq{lsn: r.core.Commit(), req: q, s: s, stable: true}, a)
 		default:
 			if s.space != nil && s.repeated(q, a) {
 				continue
@@ -391,8 +414,12 @@ func sumAligned(q *blockdev.Request) {
 
 // writable tells whether writes may be ordered now.
 func (r *Replica) writable() bool {
-	return r.core.State() == StateOpen && !r.core.Draining() && len(r.core.View().Members()) >= r.hard.Volume.MinCopies
+	return r.core.State() == StateOpen && !r.core.Draining() && !r.thin()
 }
+
+// thin tells whether the view has fewer members than the volume's writes are to be on. None is ordered then, and what
+// was ordered before is answered when there are enough again: a member that joins has all that is committed.
+func (r *Replica) thin() bool { return len(r.core.View().Members()) < r.hard.Volume.MinCopies }
 
 // Interface checks.
 var (

@@ -238,7 +238,7 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	}
 	body := encodeRegion(&c.img)
 	r.mu.Lock()
-	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf)}.encode(body))
+	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf), Nonce: uint64(len(c.img.Lost))}.encode(body))
 	s.copyBytes += blockdev.RegionBytes
 	r.mu.Unlock()
 	q.flush()

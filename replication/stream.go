@@ -194,6 +194,9 @@ func (s *stream) stale(body []byte) error {
 // serve brings the peer up to date over a greeted connection, and keeps it so.
 func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	r := s.r
+	if s.held() {
+		return errHeld
+	}
 	p, err := s.makePlan(w)
 	if errors.Is(err, errDiverged) {
 		s.disown(conn)

@@ -181,13 +181,7 @@ func (r *Replica) sendDigest(c *comparison, view viewsvc.View, region int, sums 
 
 // awaitDigests waits until each member has fewer than so many digests to answer.
 func (r *Replica) awaitDigests(c *comparison, view viewsvc.View, below int) error {
-	ctx, cancel := context.WithTimeout(r.ctx, verifyPatience)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.idle.Broadcast()
-	})()
+	deadline := r.rt.Now().Add(verifyPatience)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
@@ -200,10 +194,12 @@ func (r *Replica) awaitDigests(c *comparison, view viewsvc.View, below int) erro
 			return errCheckCut
 		case !busy:
 			return nil
-		case ctx.Err() != nil:
-			return fmt.Errorf("replication: a member does not answer: %w", ctx.Err())
+		case r.closed:
+			return r.ctx.Err()
+		case r.rt.Now().After(deadline):
+			return fmt.Errorf("replication: a member does not answer for %v: %w", verifyPatience, context.DeadlineExceeded)
 		}
-		r.idle.Wait()
+		r.idle.Wait() // tickLoop sees to it that the deadline is noticed
 	}
 }
 

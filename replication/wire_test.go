@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,8 +174,10 @@ func FuzzRegion(f *testing.F) {
 	f.Add([]byte{255, 255, 255, 255})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var img blockdev.RegionImage
-		if decodeRegion(b, &img) == nil && !bytes.Equal(encodeRegion(&img), b) {
-			t.Fatal("a region is not encoded as it was read")
+		for lost := range uint64(3) {
+			if decodeRegion(b, lost, &img) == nil && !bytes.Equal(encodeRegion(&img), b) {
+				t.Fatal("a region is not encoded as it was read")
+			}
 		}
 	})
 }
@@ -191,20 +194,22 @@ func TestRegionComesBackAsItWasSent(t *testing.T) {
 		full.Sums = append(full.Sums, wal.BlockSum(uint64(i), data))
 		full.Data = append(full.Data, data...)
 	}
-	for _, img := range []*blockdev.RegionImage{{}, {Sums: make([]uint32, blocks)}, full} {
+	holed := *full
+	holed.Lost = []uint32{1, 255}
+	for _, img := range []*blockdev.RegionImage{{}, {Sums: make([]uint32, blocks)}, full, &holed} {
 		b := encodeRegion(img)
 		if len(b) > maxRegionBody {
 			t.Fatalf("a region of %d bytes does not fit into a message", len(b))
 		}
 		var got blockdev.RegionImage
-		if err := decodeRegion(b, &got); err != nil {
+		if err := decodeRegion(b, uint64(len(img.Lost)), &got); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(got.Data, img.Data) || len(got.Sums) != len(img.Sums) || len(img.Sums) > 0 && !cmp.Equal(got.Sums, img.Sums) {
+		if !slices.Equal(got.Lost, img.Lost) || !bytes.Equal(got.Data, img.Data) || len(got.Sums) != len(img.Sums) || len(img.Sums) > 0 && !cmp.Equal(got.Sums, img.Sums) {
 			t.Error("a region is not what was sent")
 		}
 	}
-	if err := decodeRegion(encodeRegion(full)[:1000], &blockdev.RegionImage{}); err == nil {
+	if err := decodeRegion(encodeRegion(full)[:1000], 0, &blockdev.RegionImage{}); err == nil {
 		t.Error("a piece of a region is taken")
 	}
 }

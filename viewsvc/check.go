@@ -11,9 +11,10 @@ func (m *Monitor) OrderCheck(name string, scrub bool) (CheckOrder, error) {
 	if rep, ok := m.report(v, v.View.Primary); !ok || rep.Role != RolePrimary {
 		return CheckOrder{}, fmt.Errorf("%w: volume %s has no open primary; `lockstep status %s` shows why", ErrInvalid, name, name)
 	}
-	w.check = &CheckOrder{ID: m.number(), Scrub: scrub}
-	m.settle(v.Volume.ID)
-	return *w.check, nil
+	o := CheckOrder{ID: m.number(), Scrub: scrub}
+	w.check = &o
+	m.settle(v.Volume.ID) // which drops an order that nobody is there to carry out
+	return o, nil
 }
 
 // checkDone tells whether all that can carry an order out have done so.

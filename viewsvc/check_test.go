@@ -60,3 +60,32 @@ func TestNoCheckWithoutAnOpenPrimary(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// The last report of a dead primary says that it is open. There is nobody to scrub, and the order is over at once.
+func TestScrubOfAVolumeWithoutALivingCopyIsNoPanic(t *testing.T) {
+	r := newRig(t, "n1")
+	r.create(1)
+	r.ticks(3)
+	r.die("n1")
+	if _, err := r.m.OrderCheck("vol0", true); err != nil {
+		t.Errorf("%v", err)
+	}
+}
+
+// An unfinished copy is neither the old disk nor the new one: it cannot be forced to be primary.
+func TestUnfinishedCopyIsNotForced(t *testing.T) {
+	r := newRig(t, "n1", "n2")
+	r.create(2)
+	r.ticks(3)
+	r.want(1, "n1") // n2 is a learner
+	r.nodes["n2"].Replicas[0].Copying = true
+	r.ticks(2)
+	if _, err := r.m.PlanForce("vol0", "n2", ""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an unfinished copy: %v", err)
+	}
+	r.nodes["n2"].Replicas[0].Copying = false
+	r.ticks(2)
+	if _, err := r.m.PlanForce("vol0", "n2", ""); err != nil {
+		t.Errorf("a whole one: %v", err)
+	}
+}

@@ -75,6 +75,14 @@ func (m *Monitor) PlanForce(name string, node NodeID, reason string) (Command, e
 	if a == nil || a.Replica == "" {
 		return Command{}, fmt.Errorf("%w: node %q has no copy of volume %s", ErrNotFound, node, name)
 	}
+	rep, ok := m.report(v, a.Replica)
+	switch {
+	case !ok:
+		return Command{}, fmt.Errorf("%w: node %s has not told of its copy of volume %s yet; start it, and try again", ErrInvalid, node, name)
+	case rep.Copying && !v.View.Has(a.Replica):
+		return Command{}, fmt.Errorf("%w: the copy of volume %s on node %s is unfinished, neither the old nor the new content: it cannot be "+
+			"primary; what there is of it can be read from data.img in its directory", ErrInvalid, name, node)
+	}
 	if reason == "" {
 		reason = "forced by an operator"
 	}

@@ -95,6 +95,7 @@ type ReplicaReport struct {
 	Commit    uint64       `json:"commit"`
 	Applied   uint64       `json:"applied"`
 	Suspect   bool         `json:"suspect"`             // may have lost acknowledged writes (flush mode, machine crash)
+	Copying   bool         `json:"copying,omitempty"`   // its image is a mixture: regions are being copied to it, or were when that ended
 	Error     string       `json:"error,omitempty"`     // why it is poisoned
 	Dead      []ReplicaID  `json:"dead,omitempty"`      // peers whose node refuses connections, seen by this replica
 	Learners  []Progress   `json:"learners,omitempty"`  // primary only
