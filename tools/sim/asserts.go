@@ -11,16 +11,19 @@ import (
 // acknowledged looks at a primary that has just completed requests.
 //
 //	I5  what is committed is stable on every member; in sync mode flush it is written there
-func (c *cluster) acknowledged(m *machine) {
+func (c *cluster) acknowledged(m *machine, changed bool) {
 	if m.replica == nil {
 		return
+	}
+	if changed {
+		c.enough(m)
 	}
 	rep := m.replica.Report()
 	marks := m.store.Marks()
 	if rep.Role != viewsvc.RolePrimary || rep.View == 0 || int(rep.View) > len(c.views.history) {
 		return
 	}
-	c.noteAcked(m, marks.Committed)
+	c.noteAcked(m, rep.Tenure, marks.Committed)
 	view := c.views.history[rep.View-1]
 	if view.Primary != m.replica.ID() {
 		c.w.fail("I9: %s serves in view %d, whose primary is %s", m.name, view.Num, view.Primary)
@@ -43,10 +46,46 @@ func (c *cluster) acknowledged(m *machine) {
 	}
 }
 
+// enough looks at writes that a primary has just acknowledged.
+//
+//	min_copies  what is acknowledged while the view has fewer members was on enough of them before
+func (c *cluster) enough(m *machine) {
+	if c.minCopies == 1 {
+		return
+	}
+	commit, before := m.store.Marks().Committed, c.minAcked
+	c.minAcked = max(before, commit)
+	view := m.replica.Report().View
+	if commit <= before || view == 0 || int(view) > len(c.views.history) || len(c.views.history[view-1].Members()) >= c.minCopies {
+		return
+	}
+	copies := 0
+	for _, o := range c.machines {
+		has := o.had
+		if o.store != nil {
+			has = c.holds(o)
+		}
+		if has > before {
+			copies++
+		}
+	}
+	if copies < c.minCopies {
+		c.w.fail("%s acknowledges writes after %d in view %d, and %d of %d copies have them", m.name, before, view, copies, c.minCopies)
+	}
+}
+
+// holds is up to where a machine's replica has the log as safely as the sync mode asks for.
+func (c *cluster) holds(m *machine) wal.LSN {
+	if c.sync == viewsvc.SyncFlush {
+		return m.store.Marks().End
+	}
+	return m.store.Marks().Durable
+}
+
 // noteAcked remembers the newest record that was committed for clients.
-func (c *cluster) noteAcked(m *machine, l wal.LSN) {
+func (c *cluster) noteAcked(m *machine, tenure viewsvc.ViewNum, l wal.LSN) {
 	if l > c.acked {
-		c.acked = l
+		c.acked, c.ackedIn = l, max(c.ackedIn, tenure)
 		c.ackedEpoch, _ = m.store.EpochAt(l)
 	}
 }
@@ -54,8 +93,13 @@ func (c *cluster) noteAcked(m *machine, l wal.LSN) {
 // opened looks at a primary that begins to serve.
 //
 //	I7  an open primary's log has every acknowledged write
-func (c *cluster) opened(m *machine) {
-	marks := m.store.Marks()
+//
+// One that was stopped for long may open in a tenure that is over. It can neither read nor commit.
+func (c *cluster) opened(m *machine, view viewsvc.ViewNum) {
+	marks := m.store.Marks() // nothing here may give the turn away
+	if c.views.history[view-1].Tenure < c.ackedIn {
+		return
+	}
 	if marks.Committed < c.acked {
 		c.w.fail("I7: %s opens with commit %d, but %d was acknowledged", m.name, marks.Committed, c.acked)
 		return

@@ -27,13 +27,14 @@ type cluster struct {
 	net      *network
 	views    *views
 	machines []*machine
+	gateways []*gatewayProc
 	clients  []*client
 	history  *history
 	nemesis  *nemesis
 
 	// Of this seed.
 	copies        int
-	replayers     int
+	sessions      int // that clients have had
 	logBytes      int64
 	segmentBytes  int64
 	diskTime      time.Duration
@@ -41,13 +42,18 @@ type cluster struct {
 	reconnect     time.Duration // a client's pause between two tries
 	applyEvery    time.Duration
 	sync          viewsvc.SyncMode
+	minCopies     int
+	operator      bool // somebody who accepts losses is there
 	leases        bool // clocks are good enough for them
 	stormTime     time.Duration
 	load          bool
 	mayFailReads  bool // a block was damaged
 	damagedBlocks map[uint64]bool
+	lostBlocks    bool    // some of which no good copy is left
 	acked         wal.LSN // newest record that is known to be acknowledged, and its epoch
 	ackedEpoch    wal.Epoch
+	ackedIn       viewsvc.ViewNum                         // tenure in which it was
+	minAcked      wal.LSN                                 // commit point when writes were acknowledged last
 	copying       map[viewsvc.ReplicaID]viewsvc.ReplicaID // learners that are copied, and by whom
 }
 
@@ -71,6 +77,11 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 		c.sync = viewsvc.SyncFlush
 		w.stats.note(flushMode)
 	}
+	c.minCopies = 1
+	if w.one(4) {
+		c.minCopies = 2
+	}
+	c.operator = w.one(2)
 	if c.leases = w.one(2); c.leases {
 		w.stats.note(leasedRead)
 	}
@@ -102,15 +113,12 @@ func (c *cluster) run() string {
 		m.start()
 	}
 	c.create()
-	n := 2 + w.rng.IntN(2)
-	c.replayers = w.rng.IntN(2)
-	for i := range n {
-		k := &client{c: c, no: i, depth: 1 + w.rng.IntN(6), think: w.between(3*time.Millisecond, 80*time.Millisecond), replays: i < c.replayers}
-		c.clients = append(c.clients, k)
-		k.start()
-	}
+	c.connect()
 	c.load = true
 	w.run(bootTime, nil)
+	if c.operator {
+		c.operate()
+	}
 	c.nemesis.begin()
 	w.run(bootTime+c.stormTime, nil)
 	c.nemesis.heal()
@@ -127,6 +135,11 @@ func (c *cluster) run() string {
 	if w.bad == "" && !well {
 		w.fail("not well again after %v: %s", healTime, c.state())
 	}
+	if w.bad == "" && (len(c.damagedBlocks) > 0 || w.one(4)) {
+		if why := c.settleDamage(); why != "" {
+			w.fail("%s: %s", why, c.state())
+		}
+	}
 	c.finalReads()
 	if w.bad == "" {
 		c.compare()
@@ -139,10 +152,31 @@ func (c *cluster) run() string {
 	if w.bad == "" {
 		if b := c.history.check(); b != nil {
 			w.fail("the history of sector %d is not linearizable%s", b.sector, b.keep())
+		} else if why := c.history.unflushed(); why != "" {
+			w.fail("%s", why)
 		}
 	}
 	c.end()
 	return w.bad
+}
+
+// connect starts the gateways and their clients.
+func (c *cluster) connect() {
+	w := c.w
+	for i := range 2 + w.rng.IntN(2) {
+		g := &gatewayProc{c: c, name: fmt.Sprintf("g%d", i+1), direct: i > 0 && w.one(3)}
+		for range 1 + w.rng.IntN(2) {
+			k := &client{g: g, no: len(c.clients), depth: 1 + w.rng.IntN(6), think: w.between(3*time.Millisecond, 80*time.Millisecond)}
+			k.named = !g.direct && w.one(3)
+			k.rude = []int{0, 50, 400}[w.rng.IntN(3)]
+			g.clients = append(g.clients, k)
+			if c.clients = append(c.clients, k); g.direct {
+				break
+			}
+		}
+		c.gateways = append(c.gateways, g)
+		g.start()
+	}
 }
 
 // end ends everything, so that a run leaves nothing behind.
@@ -151,6 +185,12 @@ func (c *cluster) end() {
 		m.end(true)
 	}
 	c.w.shut()
+}
+
+// held tells whether the volume's primary may not open by itself.
+func (c *cluster) held() bool {
+	m := c.byReplica(c.views.current().Primary)
+	return c.sync == viewsvc.SyncFlush && m != nil && m.replica != nil && m.replica.Report().Role == viewsvc.RoleHeld
 }
 
 // create creates the volume, as soon as somebody leads.
@@ -163,7 +203,7 @@ func (c *cluster) create() {
 		if c.views.mon == nil {
 			return
 		}
-		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: 1, Sync: c.sync})
+		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: c.minCopies, Sync: c.sync})
 		if err != nil {
 			return
 		}
@@ -174,7 +214,7 @@ func (c *cluster) create() {
 // byReplica finds the machine that has a replica now.
 func (c *cluster) byReplica(r viewsvc.ReplicaID) *machine {
 	for _, m := range c.machines {
-		if m.copies > 0 && !m.empty && r == viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies)) {
+		if m.copies > 0 && !m.empty && r == m.replicaID() {
 			return m
 		}
 	}
@@ -182,19 +222,26 @@ func (c *cluster) byReplica(r viewsvc.ReplicaID) *machine {
 }
 
 // checkView asserts I2 and what else the history of views promises.
-func (c *cluster) checkView(v viewsvc.View) {
+func (c *cluster) checkView(kind viewsvc.Kind, v viewsvc.View) {
+	if kind == viewsvc.KindForce {
+		c.lose(true)
+		c.w.stats.note(forced)
+	}
 	old := c.views.current()
 	w := c.w
 	switch {
 	case v.Num != old.Num+1:
 		w.fail("V: view %d follows view %d", v.Num, old.Num)
+	case (v.DataLossGen > old.DataLossGen) != (kind == viewsvc.KindForce):
+		w.fail("V8: view %d by %s counts %d losses, the one before %d", v.Num, kind, v.DataLossGen, old.DataLossGen)
+	case kind == viewsvc.KindForce:
 	case old.Num > 0 && !old.Has(v.Primary):
 		w.fail("I2: %s, primary of view %d, was no member of the one before", v.Primary, v.Num)
 	case v.Tenure != old.Tenure && v.Tenure != v.Num, v.Tenure == old.Tenure && v.Primary != old.Primary:
 		w.fail("V: tenure %d of %s in view %d after tenure %d of %s", v.Tenure, v.Primary, v.Num, old.Tenure, old.Primary)
 	}
 	for _, r := range v.Members() {
-		if m := c.byReplica(r); m != nil && m.replica != nil && m.replica.ID() == r && m.store.Copying() {
+		if m := c.byReplica(r); kind != viewsvc.KindForce && m != nil && m.replica != nil && m.replica.ID() == r && m.store.Copying() {
 			w.fail("I10: %s, whose copy is incomplete, is a member of view %d", m.name, v.Num)
 		}
 	}
@@ -209,7 +256,7 @@ func (c *cluster) checkView(v viewsvc.View) {
 // was done to, and no view without it is on its way.
 func (c *cluster) mayLose(m *machine) bool {
 	v := c.views.current()
-	mine := viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies))
+	mine := m.replicaID()
 	if v.Num == 0 || c.mayFailReads && !m.flipped {
 		return false // it may have the only good copy of a damaged block
 	}
@@ -242,9 +289,11 @@ func (c *cluster) well() bool {
 	if !c.complete() {
 		return false
 	}
-	for _, k := range c.clients {
-		if len(k.pending) > 0 || k.e == nil {
-			return false
+	for _, g := range c.gateways {
+		for _, s := range g.sessions {
+			if len(s.asked) > 0 || !s.live {
+				return false
+			}
 		}
 	}
 	var end uint64
@@ -291,7 +340,9 @@ func (c *cluster) state() string {
 		}
 	}
 	for _, k := range c.clients {
-		fmt.Fprintf(&b, "; c%d waits for %d, attached %v", k.no, len(k.pending), k.e != nil)
+		if k.s != nil {
+			fmt.Fprintf(&b, "; c%d waits for %d, attached %v", k.no, len(k.s.asked), k.s.live)
+		}
 	}
 	return b.String()
 }
@@ -302,21 +353,19 @@ func (c *cluster) finalReads() {
 	if w.bad != "" {
 		return
 	}
-	k := c.clients[0]
+	s := c.clients[0].s
+	var reads []*op
 	for _, run := range hotRuns {
 		for b := run[0]; b < run[0]+run[1]; b++ {
-			o := &op{client: k.no, first: b * blockSectors, count: blockSectors}
-			o.op, o.off, o.length = blockdev.OpRead, o.first*sector, blockdev.BlockSize
-			c.history.call(o)
-			k.pending = append(k.pending, o)
+			reads = append(reads, s.k.read(b))
 		}
 	}
-	k.send(k.pending)
+	s.submit(reads)
 	deadline := w.now + healTime
-	for w.bad == "" && len(k.pending) > 0 && w.now < deadline {
+	for w.bad == "" && len(s.asked) > 0 && w.now < deadline {
 		w.run(w.now+20*time.Millisecond, nil)
 	}
-	if len(k.pending) > 0 {
+	if len(s.asked) > 0 {
 		w.fail("the last reads are not answered")
 	}
 }
@@ -329,13 +378,14 @@ func (c *cluster) compare() {
 		for b := max(run[0], 1) - 1; b <= run[0]+run[1]; b++ {
 			for i, r := range v.Members() {
 				m := c.byReplica(r)
-				if err := m.store.Read(b, got[:]); err != nil && !c.damagedBlocks[b] {
+				excused := c.lostBlocks && c.damagedBlocks[b]
+				if err := m.store.Read(b, got[:]); err != nil && !excused {
 					c.w.fail("I12: %s: block %d: %v", m.name, b, err)
 					return
 				}
 				if i == 0 {
 					want = got
-				} else if want != got && !c.damagedBlocks[b] {
+				} else if want != got && !excused {
 					c.w.fail("I12: %s and %s differ in block %d", v.Primary, r, b)
 					return
 				}

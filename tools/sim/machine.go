@@ -10,6 +10,7 @@ import (
 	"lockstep/blockdev"
 	"lockstep/replication"
 	"lockstep/viewsvc"
+	"lockstep/wal"
 	"lockstep/wal/vfs/memfs"
 )
 
@@ -47,17 +48,22 @@ type machine struct {
 	cluster string
 	slow    int // disk operations take so many times as long
 
-	p       *proc // nil: no process
-	powered bool
-	runs    int // processes that were ever started
-	stopped time.Duration
-	store   *blockdev.Store
-	replica *replication.Replica
-	lastOps int
-	flipped bool            // a bit of its image
-	told    viewsvc.ViewNum // newest view that the view service told it
-	opening time.Duration   // since when its replica is opening; 0: it is not
-	empty   bool            // the disk was replaced, and has no replica yet
+	p         *proc // nil: no process
+	powered   bool
+	runs      int     // processes that were ever started
+	leaving   bool    // the process is to end, and says goodbye
+	condemned bool    // it does not start, whoever wants it to
+	had       wal.LSN // up to where its last process had the log
+	pings     uint64
+	checked   uint64 // the last check that its replica has finished
+	stopped   time.Duration
+	store     *blockdev.Store
+	replica   *replication.Replica
+	lastOps   int
+	flipped   bool            // a bit of its image
+	told      viewsvc.ViewNum // newest view that the view service told it
+	opening   time.Duration   // since when its replica is opening; 0: it is not
+	empty     bool            // the disk was replaced, and has no replica yet
 }
 
 func newMachine(c *cluster, name string) *machine {
@@ -78,7 +84,7 @@ func (m *machine) work() time.Duration {
 
 // start starts the node's process.
 func (m *machine) start() {
-	if m.p != nil {
+	if m.p != nil || m.condemned {
 		return
 	}
 	if !m.powered {
@@ -90,6 +96,7 @@ func (m *machine) start() {
 	m.p = m.w.newProc(fmt.Sprintf("%s.%d", m.name, m.runs))
 	m.p.work = m.work
 	m.p.jitter = m.c.jitter
+	m.leaving = false
 	m.lastOps = m.fs.Ops()
 	m.w.tr("%s starts", m.p.name)
 	p := m.p
@@ -138,7 +145,8 @@ func (m *machine) open(v viewsvc.Volume) error {
 			}
 			return e, nil
 		},
-		OnEvent: func(e replication.Event) { m.event(p, e) }})
+		OnOutcast: func() { p.Go(m.setAside) },
+		OnEvent:   func(e replication.Event) { m.event(p, e) }})
 	if err != nil {
 		return err
 	}
@@ -164,132 +172,61 @@ func (m *machine) storeLoop(p *proc, st *blockdev.Store) {
 	}
 }
 
-func (m *machine) storageEvent(e blockdev.Event) {
-	switch e := e.(type) {
-	case blockdev.EventRepaired:
-		m.w.stats.note(repaired)
-	case blockdev.EventRecovered:
-		if e.Torn {
-			m.w.stats.note(tornTail)
-		}
-	}
-	if m.w.trace != nil {
-		m.w.tr("%s: %s", m.name, storageText(e))
-	}
+// replicaID names the replica that was made here last.
+func (m *machine) replicaID() viewsvc.ReplicaID {
+	return viewsvc.ReplicaID(fmt.Sprintf("%s-%d", m.name, m.copies))
 }
 
-// storageText is an event without what differs from one run to the next.
-func storageText(e blockdev.Event) string {
-	switch e := e.(type) {
-	case blockdev.EventRecovered:
-		e.Took = 0
-		return fmt.Sprintf("recovered %+v", e)
-	case blockdev.EventCheckpoint:
-		return fmt.Sprintf("checkpoint at %d", e.LSN)
-	default:
-		return fmt.Sprintf("%T %+v", e, e)
-	}
-}
-
-func (m *machine) event(p *proc, e replication.Event) {
-	if p.dead {
+// setAside is Node.setAside: an operator's act has made history go on without what this replica has.
+func (m *machine) setAside() {
+	r := m.replica
+	if r == nil || m.leaving {
 		return
 	}
-	m.w.tr("%s: %s view %d %s peer %s %s %s", p.name, e.Kind, e.View, e.State, e.Peer, e.Text, errText(e.Err))
-	switch e.Kind {
-	case replication.EventState, replication.EventPropose, replication.EventCopy, replication.EventTailCut:
-		m.c.nemesis.provoke(m)
+	if len(m.c.history.losses) == 0 {
+		m.w.fail("%s is disowned, and no loss was ever accepted", r.ID())
 	}
-	switch e.Kind {
-	case replication.EventTailCut:
-		m.w.stats.note(tailCut)
-	case replication.EventCopy:
-		m.w.stats.note(regionCopy)
-		if by := m.c.copying[e.Peer]; by != "" && by != e.Replica {
-			m.w.stats.note(copySurvived)
-		}
-		m.c.copying[e.Peer] = e.Replica
-	case replication.EventCaughtUp:
-		m.w.stats.note(caughtUp)
-		delete(m.c.copying, e.Peer)
-	case replication.EventPoisoned:
-		m.w.stats.note(poisoned)
-	case replication.EventState:
-		m.noteState(e)
+	m.w.stats.note(outcast)
+	m.w.tr("%s is disowned", r.ID())
+	m.replica = nil
+	if err := r.Close(); err != nil {
+		m.w.tr("%s: close: %v", m.name, err)
+	}
+	m.store = nil
+	aside := fmt.Sprintf("%s.%s", volumeDir, r.ID())
+	if err := m.fs.Rename(volumeDir, aside); err != nil {
+		m.w.tr("%s: %v", m.name, err)
+	}
+	if err := m.fs.SyncDir("."); err != nil {
+		m.w.tr("%s: %v", m.name, err)
 	}
 }
 
-// noteState looks at what a replica became.
-func (m *machine) noteState(e replication.Event) {
-	if e.View > m.told {
-		m.w.stats.note(staleHeard)
+// stop ends the process in good order, as for an upgrade.
+func (m *machine) stop() {
+	p := m.p
+	if p == nil || m.leaving {
+		return
 	}
-	switch e.State {
-	case replication.StateOpening.String():
-		m.opening = m.w.now
-		if marks := m.store.Marks(); marks.End > marks.Committed {
-			m.w.stats.note(inheritedTail)
+	m.w.tr("%s is stopped in good order", p.name)
+	m.leaving = true
+	p.Go(func() {
+		if m.cluster != "" {
+			_, _ = m.c.views.ping(p, m.name, m.ping(p, viewsvc.PingReply{}, true)) // Node.farewell
 		}
-	case replication.StateOpen.String():
-		if m.c.leases && m.opening > 0 && m.w.now-m.opening > grantShown {
-			m.w.stats.note(grantWaited)
-		}
-		if m.opening > 0 {
-			m.c.opened(m)
-		}
-		m.opening = 0
-	}
-}
-
-// grantShown is longer than a new primary takes to open when nothing is slow and no grant has to end.
-const grantShown = 60 * time.Millisecond
-
-// pingLoop is Node.pingLoop.
-func (m *machine) pingLoop(p *proc) {
-	var last viewsvc.PingReply
-	for seq := uint64(1); ; seq++ {
-		req := viewsvc.PingRequest{Cluster: m.cluster, Node: viewsvc.NodeID(m.name), Incarnation: p.name, PID: m.runs,
-			Addr: m.name + ":" + peerPort, NBD: m.name + ":" + clientPort, Seq: seq, Echo: last.Seq, News: last.News}
 		if m.replica != nil {
-			req.Replicas = append(req.Replicas, m.replica.Report())
+			if err := m.replica.Close(); err != nil {
+				m.w.tr("%s: close: %v", m.name, err)
+			}
 		}
-		reply, err := m.c.views.ping(p, m.name, req)
-		if err != nil {
-			p.sleep(pingPause)
-			continue
-		}
-		last = reply
-		m.cluster = reply.Cluster
-		for _, o := range reply.Volumes {
-			m.told = o.View.Num
-			m.obey(p, o)
-		}
-	}
-}
-
-// obey is Node.obey.
-func (m *machine) obey(p *proc, o viewsvc.VolumeOrders) {
-	switch {
-	case m.replica != nil:
-		m.replica.Orders(o)
-	case o.Replica == "" && !o.Delete:
-		if err := m.make(o.Volume); err != nil {
-			m.w.tr("%s: %v", m.name, err)
-			p.sleep(makePause)
-		}
-	}
-}
-
-// make formats a replica and opens it.
-func (m *machine) make(v viewsvc.Volume) error {
-	m.copies++
-	m.empty = false
-	err := blockdev.Format(m.fs, volumeDir, blockdev.FormatOptions{LogBytes: m.c.logBytes, SegmentBytes: m.c.segmentBytes,
-		Identity: blockdev.Identity{Cluster: clusterID, Volume: string(volumeID), Replica: fmt.Sprintf("%s-%d", m.name, m.copies), Size: v.Size}})
-	if err != nil {
-		return err
-	}
-	return m.open(v)
+		m.w.after(0, func() {
+			if m.p == p {
+				m.w.stats.note(stopped)
+				m.end(false)
+				m.fs.Restart()
+			}
+		})
+	})
 }
 
 // kill ends the process. What it had written stays, in the page cache.
@@ -327,6 +264,7 @@ func (m *machine) end(power bool) {
 		}
 	}
 	if m.store != nil {
+		m.had = m.c.holds(m)
 		_ = m.store.Abandon() // as if the process died; what it says of that is nobody's business
 	}
 	m.p, m.store, m.replica = nil, nil, nil
@@ -367,105 +305,4 @@ func (m *machine) host(p *proc) replication.Host {
 	return replication.Host{Cluster: func() string { return m.cluster }, Runtime: p, Greet: make(chan struct{}, maxGreeting),
 		OnEvent: func(e replication.Event) { m.event(p, e) },
 		Find:    func(viewsvc.VolumeID) *replication.Replica { return m.replica }}
-}
-
-// The messages between a client and a node: NBD without its bytes.
-type (
-	attachMsg struct {
-		client int
-		id     blockdev.SessionID
-	}
-	attached struct{ err error }
-	ask      struct{ reqs []wireReq }
-	answer   struct {
-		tag  uint64
-		err  error
-		data []byte
-	}
-	wireReq struct {
-		tag    uint64
-		op     blockdev.Op
-		flags  blockdev.Flags
-		off    uint64
-		length uint32
-		data   []byte
-	}
-)
-
-// serveClient is the NBD server of one connection.
-func (m *machine) serveClient(p *proc, e *endpoint) {
-	first, err := e.recv()
-	if err != nil || m.replica == nil {
-		return
-	}
-	hello, ok := first.(attachMsg)
-	if !ok {
-		return
-	}
-	c := &front{m: m, p: p, e: e, no: hello.client}
-	s, err := m.replica.Attach(nobody, hello.id, c)
-	e.post(attached{err})
-	if err != nil {
-		return
-	}
-	for {
-		next, err := e.recv()
-		if err != nil {
-			break
-		}
-		var burst []*blockdev.Request
-		for _, q := range next.(ask).reqs {
-			r := &blockdev.Request{Op: q.op, Flags: q.flags, Offset: q.off, Length: q.length, Tag: q.tag, Data: q.data}
-			if q.op == blockdev.OpRead {
-				r.Data = make([]byte, q.length)
-				c.reads++
-			}
-			burst = append(burst, r)
-		}
-		s.Submit(burst)
-	}
-	s.Close()
-}
-
-// front is the connection as the session sees it.
-type front struct {
-	m     *machine
-	p     *proc
-	e     *endpoint
-	no    int // of the client
-	reads int // submitted and not completed
-}
-
-// Complete implements blockdev.Client.
-func (f *front) Complete(done []*blockdev.Request) {
-	if f.p.dead {
-		return
-	}
-	// A little later, when no lock is held: the invariants hold at every moment.
-	f.p.w.after(0, func() { f.m.c.acknowledged(f.m) })
-	for _, q := range done {
-		a := answer{tag: q.Tag, err: q.Err}
-		if q.Op == blockdev.OpRead {
-			a.data = q.Data
-			f.reads--
-		}
-		f.e.post(a)
-	}
-}
-
-// Abort implements blockdev.Client.
-func (f *front) Abort(error) {
-	if f.p.dead {
-		return
-	}
-	if f.reads > 0 {
-		f.p.w.stats.note(readsFenced)
-	}
-	// Not at once: in which order a replica ends its sessions is chance, and here nothing may be.
-	f.p.w.after(time.Duration(f.no+1), func() {
-		if f.e.coming > 0 || len(f.e.in) > 0 {
-			f.p.w.stats.note(fencedUnread)
-		}
-		f.e.Close()
-	})
 }

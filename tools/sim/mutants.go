@@ -53,7 +53,7 @@ var mutants = []mutant{
 		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
 		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},
 	{"blank", "wipe,kill", 2500, []edit{ // an empty disk goes by the name of the one before
-		{"tools/sim/machine.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
+		{"tools/sim/node.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
 	{"addbehind", "kill,pause,slowlink,reset", 2500, []edit{ // a learner is added that lacks committed records
 		{"replication/core_propose.go", "c.state != StateOpen || p.durable < c.commit {", "c.state != StateOpen || p.durable < c.commit && " + off("addbehind") + " {"},
 		{"replication/core_primary.go", "			commit = min(commit, p.durable)\n", "			if " + off("addbehind") + " || c.view.Has(p.id) {\n commit = min(commit, p.durable)\n }\n"}}},

@@ -145,7 +145,7 @@ func (e *endpoint) reset() {
 }
 
 // vanish is the end of the machine that has this end.
-func (e *endpoint) vanish() { e.closed, e.gone, e.in = true, true, nil }
+func (e *endpoint) vanish() { e.closed, e.gone, e.in, e.stalled = true, true, nil, nil }
 
 // await waits until something has arrived.
 func (e *endpoint) await() error {

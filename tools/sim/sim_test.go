@@ -87,13 +87,13 @@ func TestAStaleReadIsNoticed(t *testing.T) {
 	h := &history{}
 	write := func(id uint64) *op {
 		o := &op{first: 3, count: 1, id: id}
-		o.wireReq.op = blockdev.OpWrite
+		o.req.Op = blockdev.OpWrite
 		h.call(o)
 		return o
 	}
 	read := func(v uint64) {
 		o := &op{first: 3, count: 1, vals: []uint64{v}}
-		o.wireReq.op = blockdev.OpRead
+		o.req.Op = blockdev.OpRead
 		h.call(o)
 		h.done(o)
 	}
@@ -114,7 +114,7 @@ func TestAStaleReadIsNoticed(t *testing.T) {
 	if page, err := os.ReadFile(where); err != nil || !strings.Contains(string(page), "<html") {
 		t.Errorf("the history was not kept as a page: %v", err)
 	}
-	if porcupine.CheckOperations(register, []porcupine.Operation{{Input: access{true, 1}, Call: 1, Return: math.MaxInt64}}) != true {
+	if porcupine.CheckOperations(register(0), []porcupine.Operation{{Input: access{true, 1}, Call: 1, Return: math.MaxInt64}}) != true {
 		t.Error("a lone write is no history")
 	}
 }

@@ -29,6 +29,15 @@ const (
 	leasedRead
 	flushMode
 	suspectWaited
+	hungUp
+	ghostFenced
+	resumedHeld
+	forced
+	outcast
+	stopped
+	badFound
+	soundFound
+	minWaited
 	sometimesCount
 )
 
@@ -36,11 +45,14 @@ var sometimesNames = [sometimesCount]string{
 	tailCut: "tail cut on rejoin", regionCopy: "region copy", caughtUp: "copy completed", poisoned: "storage failed",
 	staleHeard: "newer view heard from a peer", repaired: "block repaired from a peer", tornTail: "torn tail at start",
 	handedOver:   "handed over",
-	proposalLost: "answer to a proposal lost", proposalLate: "proposal committed late", replayed: "requests sent again",
+	proposalLost: "answer to a proposal lost", proposalLate: "proposal committed late", replayed: "request that changes the disk sent again",
 	fencedUnread: "session ended with requests unread", powerFailure: "total power failure", wiped: "disk replaced",
 	promoted: "backup promoted", resumed: "primary resumed", inheritedTail: "tail inherited by a new primary",
 	grantWaited: "new primary waited for its grant to end", copySurvived: "copy went on under another primary",
-	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing",
+	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing", hungUp: "client hung up", resumedHeld: "held volume resumed by an operator", forced: "older copy forced to be primary", outcast: "replica disowned and set aside",
+	stopped: "process stopped in good order", badFound: "check found damage", soundFound: "check found all sound",
+	minWaited:   "writes waited for more members",
+	ghostFenced: "requests of a client that is gone fenced",
 }
 
 // rare are those that take more seeds than are played every day.

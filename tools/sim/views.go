@@ -32,7 +32,7 @@ type views struct {
 	term    uint64
 	held    []*heldPing
 	history []viewsvc.View
-	onView  func(viewsvc.View)
+	onView  func(viewsvc.Kind, viewsvc.View)
 
 	loss int // one reply in so many is lost
 
@@ -156,6 +156,9 @@ func (v *views) flush() {
 		if e.Kind == viewsvc.EventAwaited {
 			v.w.stats.note(suspectWaited)
 		}
+		if e.Kind == viewsvc.EventAwaited {
+			v.w.stats.note(suspectWaited)
+		}
 		v.w.tr("views: %v %s %s %s %v", e.Kind, e.Node, e.Text, e.Change, errText(e.Err))
 	}
 	for _, c := range out.Commands {
@@ -247,7 +250,7 @@ func (v *views) apply(c viewsvc.Command) (viewsvc.Result, error) {
 	r, err := v.state.Apply(c)
 	if err == nil && c.Op == viewsvc.OpView {
 		v.w.tr("view %d.%d %s %v: %s, %s", r.View.Num, r.View.Tenure, r.View.Primary, r.View.Backups, c.Proposal.Kind, c.Proposal.Reason)
-		v.onView(r.View)
+		v.onView(c.Proposal.Kind, r.View)
 		v.history = append(v.history, r.View)
 		if c.Proposal.Kind == viewsvc.KindHandover {
 			v.w.stats.note(handedOver)
@@ -335,19 +338,19 @@ func (v *views) propose(p *proc, host string, q viewsvc.Proposal) (viewsvc.View,
 	return view, err
 }
 
-// primary is what a client is told: the address of the volume's primary.
-func (v *views) primary(p *proc, host string) (string, error) {
-	return call(v, p, host, 300*time.Millisecond, func(reply func(string, error)) {
+// primary is what a client is told: where the volume's primary is.
+func (v *views) primary(p *proc, host string) (route, error) {
+	return call(v, p, host, 300*time.Millisecond, func(reply func(route, error)) {
 		s, err := v.mon.VolumeStatus(volumeName)
 		for _, peer := range s.Peers {
 			if peer.Replica == s.View.Primary {
-				reply(peer.NBD, nil)
+				reply(route{s.View.Tenure, peer.NBD}, nil)
 				return
 			}
 		}
 		if err == nil {
 			err = errNoLeader
 		}
-		reply("", err)
+		reply(route{}, err)
 	})
 }

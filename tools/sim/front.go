@@ -1,0 +1,114 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	"lockstep/blockdev"
+)
+
+// The messages between a client and a node: NBD without its bytes.
+type (
+	attachMsg struct {
+		client int
+		id     blockdev.SessionID
+	}
+	attached struct{ err error }
+	ask      struct{ reqs []wireReq }
+	answer   struct {
+		tag  uint64
+		err  error
+		data []byte
+	}
+	wireReq struct {
+		tag    uint64
+		id     uint64
+		op     blockdev.Op
+		flags  blockdev.Flags
+		off    uint64
+		length uint32
+		data   []byte
+	}
+)
+
+// serveClient is the NBD server of one connection.
+func (m *machine) serveClient(p *proc, e *endpoint) {
+	first, err := e.recv()
+	if err != nil || m.replica == nil {
+		return
+	}
+	hello, ok := first.(attachMsg)
+	if !ok {
+		return
+	}
+	c := &front{m: m, p: p, e: e, no: hello.client}
+	s, err := m.replica.Attach(nobody, hello.id, c)
+	e.post(attached{err})
+	if err != nil {
+		return
+	}
+	for {
+		next, err := e.recv()
+		if err != nil {
+			break
+		}
+		var burst []*blockdev.Request
+		for _, q := range next.(ask).reqs {
+			r := &blockdev.Request{Op: q.op, Flags: q.flags, Offset: q.off, Length: q.length, Tag: q.tag, ID: q.id, Data: q.data}
+			if q.op == blockdev.OpRead {
+				r.Data = make([]byte, q.length)
+				c.reads++
+			}
+			if m.c.minCopies > 1 && r.Op.Mutates() && len(m.c.views.current().Members()) < m.c.minCopies {
+				m.w.stats.note(minWaited)
+			}
+			burst = append(burst, r)
+		}
+		s.Submit(burst)
+	}
+	s.Close()
+}
+
+// front is the connection as the session sees it.
+type front struct {
+	m     *machine
+	p     *proc
+	e     *endpoint
+	no    int // of the client
+	reads int // submitted and not completed
+}
+
+// Complete implements blockdev.Client.
+func (f *front) Complete(done []*blockdev.Request) {
+	if f.p.dead {
+		return
+	}
+	changed := slices.ContainsFunc(done, func(q *blockdev.Request) bool { return q.Op.Mutates() && q.Err == nil })
+	// A little later, when no lock is held: the invariants hold at every moment.
+	f.p.w.after(0, func() { f.m.c.acknowledged(f.m, changed) })
+	for _, q := range done {
+		a := answer{tag: q.Tag, err: q.Err}
+		if q.Op == blockdev.OpRead {
+			a.data = q.Data
+			f.reads--
+		}
+		f.e.post(a)
+	}
+}
+
+// Abort implements blockdev.Client.
+func (f *front) Abort(error) {
+	if f.p.dead {
+		return
+	}
+	if f.reads > 0 {
+		f.p.w.stats.note(readsFenced)
+	}
+	// Not at once: in which order a replica ends its sessions is chance, and here nothing may be.
+	f.p.w.after(time.Duration(f.no+1), func() {
+		if f.e.coming > 0 || len(f.e.in) > 0 {
+			f.p.w.stats.note(fencedUnread)
+		}
+		f.e.Close()
+	})
+}
