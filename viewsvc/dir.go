@@ -42,7 +42,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("viewsvc: data directory %s is in use by another process", dir)
+			return nil, fmt.Errorf("viewsvc: data directory %s is in use by another process; stop it, or choose another --data", dir)
 		}
 		return nil, fmt.Errorf("viewsvc: lock data directory %s: %w", dir, err)
 	}

@@ -59,7 +59,7 @@ func (m *Monitor) ClusterStatus() ClusterStatus {
 func (s *State) Views(name string) ([]HistoryEntry, error) {
 	v := s.find(name)
 	if v == nil {
-		return nil, fmt.Errorf("%w: there is no volume %q", ErrNotFound, name)
+		return nil, fmt.Errorf("%w: there is no volume %q; `lockstep volume list` shows all", ErrNotFound, name)
 	}
 	history := slices.Clone(v.History)
 	for i, e := range history {

@@ -92,7 +92,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 		if list {
 			return listAttached(env.stdout, o.dir, asJSON)
 		}
-		if err := o.setArgs(args); err != nil {
+		if err := errors.Join(o.setArgs(args), checkTLS(cmd, "primary-tls", o.tls)); err != nil {
 			return err
 		}
 		if o.view, err = servers(defaultView()); err != nil {

@@ -41,6 +41,9 @@ func startFuse(o attachOptions, log zerolog.Logger, tell func(string)) (_ runnin
 			return running{}, withHint(fmt.Errorf("--fuse needs %s", tool), "install nbdfuse, util-linux and fuse3")
 		}
 	}
+	if os.Geteuid() != 0 {
+		return running{}, withHint(errors.New("--fuse needs root, which alone makes loop devices"), "run as root, or use nbdfuse itself on what a gateway exports")
+	}
 	a, lock, err := o.claimed()
 	if err != nil {
 		return running{}, err

@@ -110,7 +110,7 @@ func (d *detacher) find(what string) (*attachment, error) {
 	}
 	device, err := filepath.EvalSymlinks(what)
 	if err != nil {
-		return nil, err
+		return nil, withHint(err, "see `lockstep attach --list`")
 	}
 	list, err := d.dir.list()
 	if err != nil {

@@ -224,10 +224,21 @@ func (c *devCluster) command(line string) string {
 	}
 	if strings.HasPrefix(line, "dev") {
 		if !c.standard() {
-			line += " --dir " + c.dir.path
+			line += " --dir " + shellWord(c.dir.path)
 		}
 	}
-	return program + " " + line
+	return shellWord(program) + " " + line
+}
+
+// shellWord is a path as a shell reads it.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // standard tells whether the directory is the one that commands in the working directory look for themselves.

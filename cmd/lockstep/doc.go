@@ -64,7 +64,7 @@
 //
 // # Reading the source
 //
-//	main.go, root.go, exit.go     the command tree, errors to exit codes
+//	main.go, root.go, version.go, exit.go  the command tree, errors to exit codes
 //	size.go, address.go, name.go  values on the command line
 //	operator.go                   what the operator's commands have in common
 //	status*.go, views.go, events.go  what the cluster looks like, a verdict first, and how it came to that

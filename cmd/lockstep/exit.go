@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"strings"
 	"syscall"
 
@@ -113,6 +114,8 @@ func advise(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return withHint(err, "stop what listens there, or choose another address")
+	case errors.As(err, new(*net.DNSError)):
+		return withHint(err, "check the host's name, or write its address")
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return withHint(err, "that address is not one of this machine's: see `ip address`")
 	case errors.Is(err, syscall.ENOSPC):

@@ -28,3 +28,14 @@ func primaryTLSFlags(cmd *cobra.Command) *nbd.TLSOptions {
 		"directory with ca-cert.pem, and client-cert.pem and client-key.pem if the nodes verify peers")
 	return opts
 }
+
+// checkTLS finds what is wrong with such flags together; flag is the name of the first of them.
+func checkTLS(cmd *cobra.Command, flag string, o *nbd.TLSOptions) error {
+	switch {
+	case o.Mode != nbd.TLSOff && o.Dir == "":
+		return usagef("%s: --%s %v: --%s-certificates DIRECTORY is missing", commandName(cmd), flag, o.Mode, flag)
+	case o.Mode == nbd.TLSOff && o.Dir != "":
+		return usagef("%s: --%s-certificates: --%s is off: set it to on or require", commandName(cmd), flag, flag)
+	}
+	return nil
+}

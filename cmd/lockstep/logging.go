@@ -1,6 +1,7 @@
 package main
 
 import (
+	stdlog "log"
 	"os"
 	"time"
 
@@ -22,7 +23,10 @@ func newLogger(f *os.File, level string) (zerolog.Logger, error) {
 	} else {
 		log = zerolog.New(f)
 	}
-	return log.Level(min).Hook(zerolog.HookFunc(stamp)), nil
+	log = log.Level(min).Hook(zerolog.HookFunc(stamp))
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(log) // net/http has words of its own for peers that speak something else
+	return log, nil
 }
 
 // stamp gives each line its time, in microseconds: a failover's story is told in few of them.

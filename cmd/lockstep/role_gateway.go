@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
 	"time"
 
@@ -56,6 +57,20 @@ its volumes back after it died (default: a new one at each start)`)
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := required(cmd, "listen"); err != nil {
+			return err
+		}
+		if clients < 1 || perVolume < 0 {
+			return usagef("gateway: --max-clients %d, --max-clients-per-volume %d: from 1, and from 0", clients, perVolume)
+		}
+		if timeout < 0 {
+			return usagef("gateway: --timeout %v: 0 waits for ever", timeout)
+		}
+		for _, name := range readers {
+			if err := checkVolumeName(name); err != nil {
+				return usagef("gateway: --read-only-volume: %w", err)
+			}
+		}
+		if err := errors.Join(checkTLS(cmd, "tls", encrypt), checkTLS(cmd, "primary-tls", primaryEncrypt)); err != nil {
 			return err
 		}
 		if (attach.TakeOver || attach.Session != "") && !attach.Exclusive {

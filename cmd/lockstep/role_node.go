@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
@@ -14,6 +16,20 @@ const (
 	logSizeMin = wal.MinSegments * wal.DefaultSegmentBytes
 	logSizeMax = wal.MaxSegments * wal.DefaultSegmentBytes
 )
+
+// readsFlag is a read mode on the command line.
+type readsFlag replication.ReadMode
+
+func (f *readsFlag) String() string { return string(*f) }
+func (f *readsFlag) Type() string   { return "auto|confirm" }
+func (f *readsFlag) Set(s string) error {
+	switch mode := replication.ReadMode(s); mode {
+	case replication.ReadAuto, replication.ReadConfirm:
+		*f = readsFlag(mode)
+		return nil
+	}
+	return fmt.Errorf("%q is no way to read: use auto or confirm", s)
+}
 
 func newNode(env *environment) *cobra.Command {
 	var (
@@ -39,7 +55,8 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 	encrypt := serverTLSFlags(cmd)
 	recruitRate := sizeFlag(0)
 	flags.Var(&recruitRate, "recruit-rate", "bytes per second to a replica that is brought up to date, instead of as many as clients do not notice")
-	reads := flags.String("reads", string(replication.ReadAuto), "how reads are kept from being stale: auto, or confirm where clocks cannot be trusted")
+	reads := readsFlag(replication.ReadAuto)
+	flags.Var(&reads, "reads", "how reads are kept from being stale: auto, or confirm where clocks cannot be trusted")
 	servers := viewFlag(cmd, env)
 	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
@@ -50,6 +67,9 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 		}
 		if logSize < logSizeMin || logSize > logSizeMax {
 			return usagef("node: --log-size %s: from %s to %s", formatSize(uint64(logSize)), formatSize(logSizeMin), formatSize(logSizeMax))
+		}
+		if err := checkTLS(cmd, "tls", encrypt); err != nil {
+			return err
 		}
 		view, err := servers("")
 		if err != nil {
@@ -66,7 +86,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			}
 			node, err := replication.StartNode(replication.NodeOptions{
 				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
-				LogBytes: int64(logSize), Reads: replication.ReadMode(*reads), RecruitRate: int64(recruitRate),
+				LogBytes: int64(logSize), Reads: replication.ReadMode(reads), RecruitRate: int64(recruitRate),
 				OnEvent: countNodeEvents(numbers, logNodeEvents(log)), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
 			})
 			if err != nil {

@@ -46,6 +46,9 @@ Begin with: lockstep dev`,
 	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))
 	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env), newHandover(env), newVerify(env), newScrub(env))
 	addGroup(root, "repair", "Inspection:", newWAL(env))
+	addGroup(root, "self", "This program:", newVersion(env))
+	root.SetHelpCommandGroupID("self")
+	root.SetCompletionCommandGroupID("self")
 	return root
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -56,6 +57,17 @@ func TestSizesForPeople(t *testing.T) {
 	} {
 		if got := formatSize(n); got != want {
 			t.Errorf("formatSize(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
+
+// TestShellReadsAPathAsItIs: hints can be copied whatever a directory is called.
+func TestShellReadsAPathAsItIs(t *testing.T) {
+	for path, want := range map[string]string{"/srv/a-b_c.1": "/srv/a-b_c.1", "": "''", "/my data": "'/my data'", "it's $HOME": `'it'\''s $HOME'`} {
+		got := shellWord(path)
+		out, err := exec.Command("sh", "-c", "printf %s "+got).Output()
+		if got != want || err != nil || string(out) != path {
+			t.Errorf("%q is written %s and read %q, %v; want %s", path, got, out, err, want)
 		}
 	}
 }
