@@ -39,7 +39,7 @@ var pairs = [][2]int{{0, 1}, {2, 3}}
 func lockstep(sync string) func(context.Context, options, string) (string, func(), error) {
 	return func(ctx context.Context, o options, dir string) (string, func(), error) {
 		d, err := cluster.StartDev(ctx, cluster.DevOptions{
-			Binary: o.binary, Dir: filepath.Join(dir, "dev"), Logs: dir,
+			Binary: o.Binary, Dir: filepath.Join(dir, "dev"), Logs: dir,
 			Args: []string{"--size", strconv.Itoa(o.megabytes) + "M", "--sync", sync},
 		})
 		if err != nil {

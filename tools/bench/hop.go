@@ -33,7 +33,7 @@ func measureHop(ctx context.Context, o options, dir string) ([]hop, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	c, err := cluster.Start(ctx, cluster.Options{Binary: o.binary, Dir: dir, Size: strconv.Itoa(o.megabytes) + "M"})
+	c, err := cluster.Start(ctx, cluster.Options{Binary: o.Binary, Dir: dir, Size: strconv.Itoa(o.megabytes) + "M"})
 	if err != nil {
 		return nil, err
 	}

@@ -14,10 +14,7 @@
 //
 // Reads come from data that was just written and so, here, from the page cache.
 //
-// The second table is the pause that one client sees, which writes 4 KiB after 4 KiB, when the primary is killed with
-// kill -9, and when it hands over.
-//
-// The third is the price of the gateway: a volume of the same kind, sync mode always, through the gateway and at the
+// The second table is the price of the gateway: a volume of the same kind, sync mode always, through the gateway and at the
 // primary's own address, by turns (-hop for this alone).
 //
 // Needed: fio and nbdkit. The processes and files are gone when it ends.
@@ -25,45 +22,34 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"lockstep/tools/e2e/cluster"
 )
 
 // options are the command line.
 type options struct {
+	cluster.Tool
 	seconds   float64
 	megabytes int
-	failovers int
-	dir       string
-	binary    string
-	json      bool
 	hop       bool // only the gateway's hop
 }
 
 func main() {
-	var o options
+	o := options{Tool: cluster.Tool{Name: "bench"}}
+	o.Flags()
 	flag.Float64Var(&o.seconds, "seconds", 5, "per cell of the table")
 	flag.IntVar(&o.megabytes, "size", 512, "size of the disks in MiB")
-	flag.IntVar(&o.failovers, "failovers", 5, "kills of the primary, and handovers, to measure")
-	flag.StringVar(&o.dir, "dir", "", "directory on the file system to measure; default $TMPDIR")
-	flag.StringVar(&o.binary, "lockstep", "", "binary to measure; default: build it")
 	flag.BoolVar(&o.hop, "hop", false, "measure only what the gateway costs")
-	flag.BoolVar(&o.json, "json", false, "print JSON in place of Markdown")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-		os.Exit(1)
+	needs := []string{"fio", "nbdkit"}
+	if o.hop {
+		needs = needs[:1]
 	}
+	o.Main(needs, func(ctx context.Context, dir string) (cluster.Report, error) { return run(ctx, o, dir) })
 }
 
 // report is everything that was measured.
@@ -71,7 +57,6 @@ type report struct {
 	Machine   machine  `json:"machine"`
 	Seconds   float64  `json:"seconds_per_cell"`
 	Servers   []server `json:"servers"`
-	Pauses    []pauses `json:"pauses"`
 	Hops      []hop    `json:"hops"`
 	workloads []workload
 }
@@ -83,63 +68,23 @@ type server struct {
 }
 
 // run measures everything.
-func run(ctx context.Context, o options) (err error) {
-	if flag.NArg() > 0 {
-		return fmt.Errorf("%q was not expected; see -help", flag.Arg(0))
-	}
-	tools := []string{"fio", "nbdkit"}
-	if o.hop {
-		tools = tools[:1]
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("%s is not installed", tool)
-		}
-	}
-	dir, err := os.MkdirTemp(o.dir, "lockstep-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if o.binary == "" {
-		if o.binary, err = cluster.Build(ctx, dir); err != nil {
-			return err
-		}
-	}
-	r := report{Seconds: o.seconds, workloads: workloads}
+func run(ctx context.Context, o options, dir string) (r report, err error) {
+	r = report{Seconds: o.seconds, workloads: workloads}
 	if r.Hops, err = measureHop(ctx, o, filepath.Join(dir, "hop")); err != nil {
-		return fmt.Errorf("hop: %w", err)
+		return r, fmt.Errorf("hop: %w", err)
 	}
 	if o.hop {
-		return r.print(o)
+		return r, nil
 	}
 	r.Machine = describe(ctx, dir)
 	for _, c := range contenders {
 		s, err := measure(ctx, o, filepath.Join(dir, "disk"), c, r.workloads)
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			return r, fmt.Errorf("%s: %w", c.name, err)
 		}
 		r.Servers = append(r.Servers, s)
 	}
-	if o.failovers > 0 {
-		if r.Pauses, err = measurePauses(ctx, o, filepath.Join(dir, "pauses")); err != nil {
-			return fmt.Errorf("pauses: %w", err)
-		}
-	}
-	return r.print(o)
-}
-
-func (r report) print(o options) error {
-	if o.json {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
-	if len(r.Servers) > 0 {
-		r.markdown(os.Stdout)
-	}
-	r.hopMarkdown(os.Stdout)
-	return nil
+	return r, nil
 }
 
 // measure runs workloads against one server, which has the directory to itself.

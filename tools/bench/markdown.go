@@ -5,8 +5,16 @@ import (
 	"io"
 )
 
-// markdown prints the report for people.
-func (r report) markdown(w io.Writer) {
+// Markdown prints the report for people.
+func (r report) Markdown(w io.Writer) {
+	if len(r.Servers) > 0 {
+		r.serversMarkdown(w)
+	}
+	r.hopMarkdown(w)
+}
+
+// serversMarkdown prints the servers beside each other.
+func (r report) serversMarkdown(w io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(w, "%s, %d cores, %s, %s; %s, %s; %g s per cell.\n\n", m.CPU, m.Cores, m.Kernel, m.FileSystem, m.Fio, m.Nbdkit, r.Seconds)
 	fmt.Fprint(w, `Lockstep: gateway, primary and backup on this machine, two copies. nbdkit: one process, one copy.
@@ -31,14 +39,6 @@ or MB/s, then the completion latency, median / 99th percentile.
 			fmt.Fprintf(w, " %s | %s | %.2f |", load.show(a), load.show(b), a.IOPS/b.IOPS)
 		}
 		fmt.Fprintln(w)
-	}
-	if len(r.Pauses) == 0 {
-		return
-	}
-	fmt.Fprint(w, "\nPause in one client's stream of 4 KiB writes, sync mode always:\n\n| event | times | shortest | median | longest |\n|---|--:|--:|--:|--:|\n")
-	for _, p := range r.Pauses {
-		n := len(p.Millis)
-		fmt.Fprintf(w, "| %s | %d | %.0f ms | %.0f ms | %.0f ms |\n", p.Event, n, p.Millis[0], p.Millis[n/2], p.Millis[n-1])
 	}
 }
 

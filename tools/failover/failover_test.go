@@ -23,12 +23,12 @@ func TestPausesAreMeasuredAndExplained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := measure(t.Context(), options{binary: binary, quiet: 1, kills: 1, handovers: 1}, filepath.Join(dir))
+	r, err := measure(t.Context(), options{Tool: cluster.Tool{Binary: binary}, quiet: 1, kills: 1, handovers: 1}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	r.markdown(&b)
+	r.Markdown(&b)
 	t.Log(b.String())
 	if len(r.Events) != 3 || r.Events[0].Times != 1 || r.Load.FioWrites == 0 || r.Load.Checked == 0 {
 		t.Errorf("%+v", r)

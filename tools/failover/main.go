@@ -26,13 +26,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
-	"fmt"
-	"os"
-	"os/exec"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"lockstep/tools/e2e/cluster"
@@ -40,58 +34,20 @@ import (
 
 // options are the command line.
 type options struct {
+	cluster.Tool
 	quiet                   int
 	kills, handovers, stops int
 	stopped                 time.Duration
-	dir, binary             string
-	json                    bool
 }
 
 func main() {
-	var o options
+	o := options{Tool: cluster.Tool{Name: "failover"}}
+	o.Flags()
 	flag.IntVar(&o.quiet, "quiet", 10, "times nothing, for comparison")
 	flag.IntVar(&o.kills, "kills", 50, "times kill -9 of the primary")
 	flag.IntVar(&o.handovers, "handovers", 50, "planned handovers")
 	flag.IntVar(&o.stops, "stops", 20, "times SIGSTOP of the primary")
 	flag.DurationVar(&o.stopped, "stopped", 10*time.Second, "how long it stays stopped")
-	flag.StringVar(&o.dir, "dir", "", "directory on the file system to use; default $TMPDIR")
-	flag.StringVar(&o.binary, "lockstep", "", "binary to measure; default: build it")
-	flag.BoolVar(&o.json, "json", false, "print JSON in place of Markdown")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintf(os.Stderr, "failover: %v\n", err)
-		os.Exit(1)
-	}
-}
-
-func run(ctx context.Context, o options) error {
-	if flag.NArg() > 0 {
-		return fmt.Errorf("%q was not expected; see -help", flag.Arg(0))
-	}
-	if _, err := exec.LookPath("fio"); err != nil {
-		return fmt.Errorf("fio is not installed")
-	}
-	dir, err := os.MkdirTemp(o.dir, "lockstep-failover-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if o.binary == "" {
-		if o.binary, err = cluster.Build(ctx, dir); err != nil {
-			return err
-		}
-	}
-	r, err := measure(ctx, o, dir)
-	if err != nil {
-		return err
-	}
-	if o.json {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
-	r.markdown(os.Stdout)
-	return nil
+	o.Main([]string{"fio"}, func(ctx context.Context, dir string) (cluster.Report, error) { return measure(ctx, o, dir) })
 }

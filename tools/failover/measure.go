@@ -75,7 +75,7 @@ func stop(ctx context.Context, c *cluster.Cluster, o options) (func() error, err
 
 // measure starts everything, and lets all events happen.
 func measure(ctx context.Context, o options, dir string) (*report, error) {
-	c, err := cluster.Start(ctx, cluster.Options{Binary: o.binary, Dir: dir, Size: "512M"})
+	c, err := cluster.Start(ctx, cluster.Options{Binary: o.Binary, Dir: dir, Size: "512M"})
 	if err != nil {
 		return nil, err
 	}

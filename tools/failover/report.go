@@ -57,8 +57,8 @@ func percentile(h *hdrhistogram.Histogram, p float64) string {
 	return fmt.Sprintf("%.3g", float64(h.ValueAtQuantile(p))/1000)
 }
 
-// markdown prints the report for people.
-func (r *report) markdown(w io.Writer) {
+// Markdown prints the report for people.
+func (r *report) Markdown(w io.Writer) {
 	fmt.Fprint(w, "| event | times | p50 | p99 | longest |\n|---|--:|--:|--:|--:|\n")
 	for _, e := range r.Events {
 		fmt.Fprintf(w, "| %s | %d | %s ms | %s ms | %s ms |\n", e.Event, e.Times, percentile(e.whole, 50), percentile(e.whole, 99), percentile(e.whole, 100))
