@@ -87,11 +87,11 @@ type Node struct {
 	incarnation string        // of this process, in pings
 	pings       atomic.Uint64 // how many were sent
 
-	mu       sync.Mutex // guards everything below
-	replicas map[viewsvc.VolumeID]*Replica
-	absent   map[viewsvc.VolumeID]absence
-	conns    map[net.Conn]struct{}
-	closed   bool
+	mu     sync.Mutex                 // guards everything below; nothing is waited for with it held
+	desks  map[viewsvc.VolumeID]*desk // of the replicas in service
+	absent map[viewsvc.VolumeID]absence
+	conns  map[net.Conn]struct{}
+	closed bool
 }
 
 // StartNode opens the data directory and its replicas, listens, and begins to ping. It does not wait for the view
@@ -105,8 +105,8 @@ func StartNode(o NodeOptions) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{opts: o, home: h, incarnation: uuid.NewString(),
-		replicas: map[viewsvc.VolumeID]*Replica{},
-		absent:   map[viewsvc.VolumeID]absence{}, conns: map[net.Conn]struct{}{}}
+		desks:  map[viewsvc.VolumeID]*desk{},
+		absent: map[viewsvc.VolumeID]absence{}, conns: map[net.Conn]struct{}{}}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	if err := n.start(); err != nil {
 		n.shut()
@@ -187,8 +187,8 @@ func (n *Node) shut() error {
 	for c := range n.conns {
 		c.Close()
 	}
-	replicas := n.replicas
-	n.replicas = map[viewsvc.VolumeID]*Replica{}
+	desks := n.desks
+	n.desks = map[viewsvc.VolumeID]*desk{}
 	n.mu.Unlock()
 	var errs []error
 	if n.nbd != nil {
@@ -199,8 +199,9 @@ func (n *Node) shut() error {
 			l.Close()
 		}
 	}
-	for _, r := range replicas {
-		errs = append(errs, r.Close())
+	for _, d := range desks {
+		d.close()
+		errs = append(errs, d.r.Close())
 	}
 	n.wg.Wait()
 	if n.view != nil {
@@ -269,10 +270,12 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 	}
 	made.Store(r)
 	r.RoomMade()
+	d := newDesk(r)
 	n.mu.Lock()
 	closed := n.closed
 	if !closed {
-		n.replicas[id] = r
+		n.desks[id] = d
+		n.run(d.run) // ends when the replica is taken out of service
 	}
 	n.mu.Unlock()
 	if closed {
@@ -301,10 +304,10 @@ func (n *Node) makeReplica(v viewsvc.Volume) error {
 func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
 	var id viewsvc.ReplicaID
 	if r != nil {
+		if !n.takeOut(v.ID, r) {
+			return nil
+		}
 		id = r.ID()
-		n.mu.Lock()
-		delete(n.replicas, v.ID)
-		n.mu.Unlock()
 		if err := r.Close(); err != nil {
 			n.opts.OnEvent(Event{Kind: EventStorage, Volume: v.Name, Err: err}) // it is going to be removed all the same
 		}
@@ -316,11 +319,17 @@ func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
 	return nil
 }
 
-// replicaOf finds the replica of a volume.
-func (n *Node) replicaOf(id viewsvc.VolumeID) *Replica {
+// takeOut takes a replica out of service, for whoever gets true to close it.
+func (n *Node) takeOut(id viewsvc.VolumeID, r *Replica) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.replicas[id]
+	d := n.desks[id]
+	if d == nil || d.r != r {
+		return false
+	}
+	delete(n.desks, id)
+	d.close()
+	return true
 }
 
 // volumesDir is where the replicas are, below the data directory.

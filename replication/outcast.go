@@ -51,13 +51,9 @@ func (r *Replica) outcast() error {
 
 // setAside takes a replica that was disowned out of service and moves its directory away.
 func (n *Node) setAside(id viewsvc.VolumeID, r *Replica) error {
-	n.mu.Lock()
-	if n.replicas[id] != r {
-		n.mu.Unlock()
+	if !n.takeOut(id, r) {
 		return nil
 	}
-	delete(n.replicas, id)
-	n.mu.Unlock()
 	name := r.Volume().Name
 	if err := r.Close(); err != nil {
 		n.opts.OnEvent(Event{Kind: EventStorage, Volume: name, Err: err}) // it is going to be moved all the same

@@ -78,30 +78,29 @@ func (n *Node) reports() ([]viewsvc.ReplicaReport, []viewsvc.Absence) {
 	for id, a := range n.absent {
 		absent = append(absent, viewsvc.Absence{Volume: id, Error: a.text()})
 	}
-	list := make([]*Replica, 0, len(n.replicas))
-	for _, r := range n.replicas {
-		list = append(list, r)
-	}
 	n.mu.Unlock()
+	list := n.replicaStats()
 	reports := make([]viewsvc.ReplicaReport, len(list))
-	for i, r := range list {
-		reports[i] = r.Report()
+	for i, s := range list {
+		reports[i] = s.ReplicaReport
 	}
 	slices.SortFunc(reports, func(a, b viewsvc.ReplicaReport) int { return strings.Compare(string(a.Volume), string(b.Volume)) })
 	slices.SortFunc(absent, func(a, b viewsvc.Absence) int { return strings.Compare(string(a.Volume), string(b.Volume)) })
 	return reports, absent
 }
 
-// obey carries out what the view service says about one volume. What takes long is done beside the pings.
+// obey carries out what the view service says about one volume. What may take long is done beside the pings.
 func (n *Node) obey(o viewsvc.VolumeOrders) {
-	r := n.replicaOf(o.Volume.ID)
+	d := n.deskOf(o.Volume.ID)
 	switch {
-	case o.Delete && (r != nil || n.home.has(o.Volume.ID)):
-		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, r) })
+	case o.Delete && d != nil:
+		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, d.r) })
+	case o.Delete && n.home.has(o.Volume.ID):
+		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, nil) })
 	case o.Delete:
 		n.settled(o.Volume.ID)
-	case r != nil:
-		r.Orders(o)
+	case d != nil:
+		d.order(o)
 	case o.Replica == "":
 		n.beside(o.Volume, func() error { return n.makeReplica(o.Volume) })
 	}

@@ -114,8 +114,8 @@ func (e *exporter) List(context.Context) ([]nbd.ExportInfo, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var list []nbd.ExportInfo
-	for _, r := range n.replicas {
-		list = append(list, nbd.ExportInfo{Name: r.Volume().Name})
+	for _, d := range n.desks {
+		list = append(list, nbd.ExportInfo{Name: d.volume()})
 	}
 	return list, nil
 }
@@ -129,9 +129,9 @@ func (e *exporter) Open(_ context.Context, name string) (nbd.Export, error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, r := range n.replicas {
-		if r.Volume().Name == volume {
-			return nbd.Export{Name: volume, Device: r, Session: id, FastZero: true}, nil
+	for _, d := range n.desks {
+		if d.volume() == volume {
+			return nbd.Export{Name: volume, Device: d.r, Session: id, FastZero: true}, nil
 		}
 	}
 	return nbd.Export{}, fmt.Errorf("%w: node %s has no replica of volume %q", nbd.ErrUnknownExport, n.opts.ID, volume)

@@ -20,25 +20,16 @@ type NodeStats struct {
 	Replicas []ReplicaStats
 }
 
-// Stats gives a node's numbers. It waits for nothing but locks.
+// Stats gives a node's numbers. It waits for no disk.
 func (n *Node) Stats() NodeStats {
-	out := NodeStats{NBD: n.nbd.Stats(), Exports: n.nbd.ExportStats()}
-	n.mu.Lock()
-	list := make([]*Replica, 0, len(n.replicas))
-	for _, r := range n.replicas {
-		list = append(list, r)
-	}
-	n.mu.Unlock()
-	for _, r := range list {
-		out.Replicas = append(out.Replicas, ReplicaStats{
-			ReplicaReport: r.Report(), Name: r.Volume().Name, Members: r.members(), LogFill: r.store.Fill(),
-		})
-	}
-	return out
+	return NodeStats{NBD: n.nbd.Stats(), Exports: n.nbd.ExportStats(), Replicas: n.replicaStats()}
 }
 
-func (r *Replica) members() int {
+// stats gives a replica's numbers. It waits for whoever has mu, which may wait for the disk.
+func (r *Replica) stats() ReplicaStats {
+	s := ReplicaStats{ReplicaReport: r.Report(), LogFill: r.store.Fill()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.core.View().Members())
+	s.Name, s.Members = r.hard.Volume.Name, len(r.core.View().Members())
+	return s
 }

@@ -102,7 +102,7 @@ type ReplicaReport struct {
 	BytesLeft uint64       `json:"bytes_left"`          // what this member lacks, estimated; primary's view of it
 	Lag       []Progress   `json:"lag,omitempty"`       // primary only: the backups' progress
 	Check     *CheckReport `json:"check,omitempty"`     // of the check that it was ordered last
-	OldestIO  int64        `json:"oldest_io,omitempty"` // age of the oldest pending log write, ms (hazard 10)
+	OldestIO  int64        `json:"oldest_io,omitempty"` // age of the oldest pending log write, or of the node's question to it that has no answer, ms (hazard 10)
 }
 
 // CheckOrder orders the primary to compare the members' checksums and mend what differs, or every replica to scrub.
