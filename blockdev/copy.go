@@ -1,7 +1,6 @@
 package blockdev
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
@@ -13,31 +12,44 @@ import (
 // to which LSN that may be; the learner's log begins at or before the source's commit point when the first region was
 // read, and EndCopy waits until it has gone beyond all of them.
 
-// RegionImage is the content of a region. A user keeps and reuses one.
-type RegionImage struct {
-	// Sums has one entry per block of the region, as data.crc has it.
-	Sums []uint32
-	// Data holds the blocks that have data by their sums (HasData), in order, without gaps.
-	Data []byte
-	// Lost are the blocks, counted in the region, of which there is no good copy: their entry in Sums is that of the
-	// content that they should have, and fits nothing in Data. Whoever has the region has them bad.
-	Lost []uint32
+// RegionBlock is a block of a RegionImage.
+type RegionBlock struct {
+	Index uint16 // in the region
+	// Lost is a block whose content cannot be read at the source, nor anywhere else: the image has its sum alone. Where the
+	// copy goes the block reads as corrupt, too, and as nothing else, unless its content is there already.
+	Lost bool
+	Sum  uint32 // as data.crc has it
+}
 
-	buf []byte // RegionBytes; Data lies in it
+// HasData tells whether the image has content of the block, not only its sum.
+func (b RegionBlock) HasData() bool { return !b.Lost && HasData(b.Sum) }
+
+// RegionImage is the content of some blocks of a region, or of all. A user keeps and reuses one.
+type RegionImage struct {
+	// Blocks are in ascending order.
+	Blocks []RegionBlock
+	// Data holds the content of those that have any, in order, without gaps.
+	Data []byte
+
+	buf  []byte // RegionBytes; Data lies in it
+	sums [RegionBlocks]uint32
 }
 
 // Validate checks an image that came from elsewhere against its own sums.
 func (img *RegionImage) Validate(region int) error {
 	used := 0
-	for i, sum := range img.Sums {
-		if !HasData(sum) {
+	for i, b := range img.Blocks {
+		block := uint64(region)*RegionBlocks + uint64(b.Index)
+		if b.Index >= RegionBlocks || i > 0 && b.Index <= img.Blocks[i-1].Index {
+			return fmt.Errorf("blockdev: image of region %d has block %d out of order", region, b.Index)
+		}
+		if !b.HasData() {
 			continue
 		}
 		if len(img.Data)-used < BlockSize {
-			return fmt.Errorf("blockdev: image of region %d ends at block %d of %d", region, i, len(img.Sums))
+			return fmt.Errorf("blockdev: image of region %d ends at block %d", region, b.Index)
 		}
-		block := uint64(region)*RegionBlocks + uint64(i)
-		if wal.BlockSum(block, img.Data[used:used+BlockSize]) != sum && !slices.Contains(img.Lost, uint32(i)) {
+		if wal.BlockSum(block, img.Data[used:used+BlockSize]) != b.Sum {
 			return &CorruptBlockError{Block: block}
 		}
 		used += BlockSize
@@ -74,9 +86,10 @@ func (s *Store) NewerBytes(than wal.LSN) uint64 {
 	return n
 }
 
-// ReadRegion fills dst with a region's committed content. Nothing in it is newer than asOf, and everything committed
-// before the call is in it. Blocks that are bad make it fail, but for those that the caller knows to be lost.
-func (s *Store) ReadRegion(region int, dst *RegionImage, lost ...uint64) (asOf wal.LSN, err error) {
+// ReadRegion fills dst with the committed content of the blocks of a region that are wanted. Nothing in it is newer than
+// asOf, and everything committed before the call is in it. Of a block that is lost, whose content could not be read, it
+// has the sum alone.
+func (s *Store) ReadRegion(region int, want, lost BlockMask, dst *RegionImage) (asOf wal.LSN, err error) {
 	n := s.regionBlocks(region)
 	if n == 0 {
 		return 0, fmt.Errorf("%w: region %d of %d", ErrOutOfRange, region, s.Regions())
@@ -87,49 +100,60 @@ func (s *Store) ReadRegion(region int, dst *RegionImage, lost ...uint64) (asOf w
 	if dst.buf == nil {
 		dst.buf = wal.AlignedBuffer(RegionBytes)
 	}
-	dst.Sums = slices.Grow(dst.Sums[:0], RegionBlocks)[:n]
-	if dst.Lost = dst.Lost[:0]; len(lost) == 0 {
-		err = s.read(uint64(region)*RegionBlocks, dst.buf[:n*BlockSize], dst.Sums, false)
-	} else {
-		err = s.readAround(region, dst, lost)
-	}
-	if err != nil {
-		return 0, err
-	}
-	used := 0
-	for i, sum := range dst.Sums {
-		if !HasData(sum) {
-			continue
+	dst.Blocks, dst.Data = dst.Blocks[:0], dst.buf[:0]
+	for i := 0; i < n; {
+		j := i + 1
+		switch {
+		case !want.Has(i):
+		case lost.Has(i):
+			err = s.readLost(region, i, dst)
+		default:
+			for j < n && want.Has(j) && !lost.Has(j) {
+				j++
+			}
+			err = s.readBlocks(region, i, j, dst)
 		}
-		if used != i*BlockSize {
-			copy(dst.buf[used:used+BlockSize], dst.buf[i*BlockSize:(i+1)*BlockSize])
+		if err != nil {
+			return 0, err
 		}
-		used += BlockSize
+		i = j
 	}
-	dst.Data = dst.buf[:used]
 	return wal.LSN(s.committed.Load()), nil
 }
 
-// readAround reads a region block by block. What is lost is as zeroes.
-func (s *Store) readAround(region int, dst *RegionImage, lost []uint64) error {
-	want, err := s.RegionSums(region, nil)
-	if err != nil {
+// readBlocks adds blocks i to j of a region.
+func (s *Store) readBlocks(region, i, j int, dst *RegionImage) error {
+	used := len(dst.Data)
+	buf, sums := dst.buf[used:used+(j-i)*BlockSize], dst.sums[:j-i]
+	if err := s.read(uint64(region)*RegionBlocks+uint64(i), buf, sums, false); err != nil {
 		return err
 	}
-	for i := range dst.Sums {
-		block, data := uint64(region)*RegionBlocks+uint64(i), dst.buf[i*BlockSize:(i+1)*BlockSize]
-		err := s.read(block, data, dst.Sums[i:i+1], false)
-		var bad *CorruptBlockError
-		switch {
-		case errors.As(err, &bad) && slices.Contains(lost, block):
-			clear(data)
-			if dst.Sums[i] = want[i]; HasData(want[i]) {
-				dst.Lost = append(dst.Lost, uint32(i))
+	for k, sum := range sums {
+		if HasData(sum) {
+			if used != len(dst.Data)+k*BlockSize {
+				copy(dst.buf[used:used+BlockSize], buf[k*BlockSize:])
 			}
-		case err != nil:
+			used += BlockSize
+		}
+		dst.Blocks = append(dst.Blocks, RegionBlock{Index: uint16(i + k), Sum: sum})
+	}
+	dst.Data = dst.buf[:used]
+	return nil
+}
+
+// readLost adds a block of which only the sum is to be had.
+func (s *Store) readLost(region, i int, dst *RegionImage) error {
+	block := uint64(region)*RegionBlocks + uint64(i)
+	var now [1]loc
+	s.table.lookup(block, now[:])
+	sum := []uint32{now[0].sum}
+	if now[0].inImage() {
+		if err := s.sums.get(block, sum); err != nil {
 			return err
 		}
 	}
+	// One that was zeroed meanwhile is not lost any more.
+	dst.Blocks = append(dst.Blocks, RegionBlock{Index: uint16(i), Lost: HasData(sum[0]), Sum: sum[0]})
 	return nil
 }
 
@@ -184,11 +208,13 @@ func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex, protocol 
 	return nil
 }
 
-// WriteRegion puts a copied region into the image. It is stable when EndCopy returns; after a restart before that,
-// every region written in that run must be copied again.
+// WriteRegion puts a copied region, or the part of it that the image has, into the image. It is stable when EndCopy
+// returns; after a restart before that, every block written in that run must be copied again. The image must not be older
+// than what is applied here: a record that is in the image already would be undone for ever (ErrRegionOld).
 func (s *Store) WriteRegion(region int, img *RegionImage, asOf wal.LSN) error {
-	if n := s.regionBlocks(region); n == 0 || len(img.Sums) != n {
-		return fmt.Errorf("%w: region %d of %d, with %d blocks", ErrOutOfRange, region, s.Regions(), len(img.Sums))
+	n := s.regionBlocks(region)
+	if k := len(img.Blocks); n == 0 || k > 0 && int(img.Blocks[k-1].Index) >= n {
+		return fmt.Errorf("%w: region %d of %d, with %d blocks", ErrOutOfRange, region, s.Regions(), n)
 	}
 	if err := img.Validate(region); err != nil {
 		return err
@@ -201,6 +227,9 @@ func (s *Store) WriteRegion(region int, img *RegionImage, asOf wal.LSN) error {
 	if !s.Copying() {
 		return ErrNotCopying
 	}
+	if applied := wal.LSN(s.applied.Load()); asOf < applied {
+		return fmt.Errorf("%w: region %d as of %d, applied %d", ErrRegionOld, region, asOf, applied)
+	}
 	if err := s.writeRegion(uint64(region)*RegionBlocks, img); err != nil {
 		return s.poison(err)
 	}
@@ -211,28 +240,31 @@ func (s *Store) WriteRegion(region int, img *RegionImage, asOf wal.LSN) error {
 	return nil
 }
 
-func (s *Store) writeRegion(block uint64, img *RegionImage) error {
+func (s *Store) writeRegion(first uint64, img *RegionImage) error {
 	data := img.Data
-	for i := 0; i < len(img.Sums); {
-		j := i + 1
-		some := HasData(img.Sums[i])
-		for j < len(img.Sums) && (img.Sums[j] == img.Sums[i] || some && HasData(img.Sums[j])) {
-			j++
+	for rest := img.Blocks; len(rest) > 0; {
+		b, n := rest[0], 1
+		for n < len(rest) && rest[n].Index == b.Index+uint16(n) && rest[n].Lost == b.Lost &&
+			(rest[n].Sum == b.Sum || HasData(rest[n].Sum) && HasData(b.Sum)) {
+			n++
 		}
-		if n := (j - i) * BlockSize; !some {
-			if err := s.zeroImage(block+uint64(i), uint64(j-i), img.Sums[i]); err != nil {
+		block := first + uint64(b.Index)
+		switch {
+		case b.Lost: // the sum does it
+		case HasData(b.Sum):
+			if err := s.writeImage(block, data[:n*BlockSize]); err != nil {
 				return err
 			}
-		} else {
-			if err := s.writeImage(block+uint64(i), data[:n]); err != nil {
+			data = data[n*BlockSize:]
+		default:
+			if err := s.zeroImage(block, uint64(n), b.Sum); err != nil {
 				return err
 			}
-			data = data[n:]
 		}
-		i = j
+		rest = rest[n:]
 	}
-	for i, sum := range img.Sums {
-		if err := s.sums.set(block+uint64(i), sum); err != nil {
+	for _, b := range img.Blocks {
+		if err := s.sums.set(first+uint64(b.Index), b.Sum); err != nil {
 			return err
 		}
 	}

@@ -65,7 +65,7 @@ func (a *apprentice) copy(s *Store, between func()) error {
 		if !changedSince(src, reg, a.base) && !changedSince(s, reg, a.base) {
 			continue
 		}
-		asOf, err := src.ReadRegion(reg, &img)
+		asOf, err := src.ReadRegion(reg, WholeRegion, BlockMask{}, &img)
 		if err != nil {
 			return err
 		}

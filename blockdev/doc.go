@@ -106,7 +106,7 @@
 //   - B6 the image and the sums are changed by one goroutine at a time (applyMu).
 //
 //   - B7 while the copying flag is set the image is not a prefix of history; the flag goes only when everything
-//     that was copied is stable and everything committed is applied.
+//     that was copied is stable and everything committed is applied. No region is taken that is older than what is applied.
 //
 //   - B8 a frame that cannot be read when it is to be applied is applied from the page table: the blocks that are still
 //     good where it was; of the lost ones the sum alone, so that they read as corrupt until they are repaired. The

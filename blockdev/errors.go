@@ -38,6 +38,8 @@ var (
 	ErrNotCopying = errors.New("blockdev: image is not being copied")
 	// ErrCopyBehind refuses to end a copy whose regions are newer than what is committed and stable here.
 	ErrCopyBehind = errors.New("blockdev: log is not yet beyond the copied regions")
+	// ErrRegionOld refuses a region that is older than what is applied already.
+	ErrRegionOld = errors.New("blockdev: image of a region is older than what is applied here")
 	// ErrStale refuses a repair with data that may be older than the block is.
 	ErrStale = errors.New("blockdev: block changed since the repair data was read; read it again")
 )

@@ -119,23 +119,23 @@ func FuzzRegions(f *testing.F) {
 	})
 }
 
-// FuzzRegionImage: an image that is valid has, for each sum, data that it is the sum of.
+// FuzzRegionImage: an image that is valid has, for each block that it has, data that the sum is of.
 func FuzzRegionImage(f *testing.F) {
 	block := make([]byte, BlockSize)
-	f.Add(uint16(3), binary.LittleEndian.AppendUint32(nil, wal.BlockSum(3*RegionBlocks, block)), block)
+	f.Add(uint16(3), binary.LittleEndian.AppendUint32([]byte{0, 0}, wal.BlockSum(3*RegionBlocks, block)), block)
 	f.Add(uint16(0), make([]byte, 40), []byte{})
 	f.Fuzz(func(t *testing.T, region uint16, sums, data []byte) {
 		img := RegionImage{Data: data}
-		for ; len(sums) >= 4; sums = sums[4:] {
-			img.Sums = append(img.Sums, binary.LittleEndian.Uint32(sums))
+		for ; len(sums) >= 6; sums = sums[6:] {
+			img.Blocks = append(img.Blocks, RegionBlock{Index: uint16(sums[0]), Lost: sums[1] == 1, Sum: binary.LittleEndian.Uint32(sums[2:])})
 		}
 		if img.Validate(int(region)) != nil {
 			return
 		}
-		for i, sum := range img.Sums {
-			if sum != 0 {
-				if wal.BlockSum(uint64(region)*RegionBlocks+uint64(i), data[:BlockSize]) != sum {
-					t.Fatalf("block %d does not match", i)
+		for _, b := range img.Blocks {
+			if b.HasData() {
+				if wal.BlockSum(uint64(region)*RegionBlocks+uint64(b.Index), data[:BlockSize]) != b.Sum {
+					t.Fatalf("block %d does not match", b.Index)
 				}
 				data = data[BlockSize:]
 			}

@@ -39,7 +39,7 @@
 //	Foreign   primary  you have committed what is not in our history; the stream ends
 //	Start     primary  common point c: cut your log after c        Ack
 //	Copy      primary  your log begins anew after LSN c            Ack
-//	Region    primary  1 MiB of the disk as of an LSN, and which of its blocks are lost
+//	Region    primary  blocks of 1 MiB of the disk as of an LSN; of lost ones the sum
 //	Sessions  primary  which requests of clients the regions have
 //	CopyDone  primary  all regions were sent                       Ack (copied)
 //	Append    primary  commit LSN and one frame                    Ack
@@ -68,7 +68,12 @@
 //     another primary is over. The others cut what is not in the primary's log when its stream reaches them.
 //  4. Recruit. The last common (epoch, LSN) is found from the two epoch indexes. If the primary's log reaches back to
 //     it, the log is shipped from there. Else the learner's log begins anew at the primary's commit point and every
-//     region changed since the learner's applied point is copied while new frames flow. When the copy is complete
+//     region changed since the learner's commit point is copied while new frames flow. Where the log reaches back and
+//     takes clearly more than the blocks that it changed (written over, or in small frames), its headers tell these
+//     blocks, and they alone are copied: a replica that was away for a short while is sent what differs, once. A block
+//     that is bad here and with everybody is copied as lost, to be an error there, too. While it is copied to, a learner
+//     hears of commit points in the order of what it is sent: no region is older than what it may have applied (I13).
+//     When the copy is complete
 //     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
 //     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to
@@ -137,11 +142,11 @@
 //	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.propose
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
 //	I12 Members are byte-equal once everything is applied.                            verify; end-to-end tests
+//	I13 No region undoes what a learner has applied.                                  blockdev.Store.WriteRegion
 //
 // # Limits
 //
 // Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A backup whose
-// log is much smaller than the primary's can fill up with records whose commit it has not heard of. Log shipping sends
-// every version of a block that was written while a replica was away. A full disk poisons its replica like any other
+// log is much smaller than the primary's can fill up with records whose commit it has not heard of. A full disk poisons its replica like any other
 // storage error, until its node is started again; a lone primary's clients are not told ENOSPC.
 package replication

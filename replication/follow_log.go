@@ -17,7 +17,7 @@ func (f *follower) handle(m msg, body []byte) error {
 	case msgCopy:
 		return f.onCopy(body, wal.LSN(m.B))
 	case msgRegion:
-		if err := decodeRegion(body, m.Nonce, &f.img); err != nil {
+		if err := decodeRegion(body, &f.img); err != nil {
 			return err
 		}
 		f.bytes += len(body)

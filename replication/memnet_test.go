@@ -22,12 +22,21 @@ type memNet struct {
 	listeners map[viewsvc.ReplicaID]*memListener
 	cut       map[[2]viewsvc.ReplicaID]bool // from, to
 	conns     []*memConn                    // dialers' ends
+	sent      map[[2]viewsvc.ReplicaID]int  // from, to: bytes
 }
 
 const memLatency = 50 * time.Microsecond
 
 func newMemNet() *memNet {
-	return &memNet{listeners: map[viewsvc.ReplicaID]*memListener{}, cut: map[[2]viewsvc.ReplicaID]bool{}}
+	return &memNet{listeners: map[viewsvc.ReplicaID]*memListener{}, cut: map[[2]viewsvc.ReplicaID]bool{},
+		sent: map[[2]viewsvc.ReplicaID]int{}}
+}
+
+// bytes is how much one replica has sent another so far.
+func (n *memNet) bytes(from, to viewsvc.ReplicaID) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sent[[2]viewsvc.ReplicaID{from, to}]
 }
 
 // setCut cuts a direction off, or heals it.
@@ -226,6 +235,7 @@ func (c *memConn) Write(b []byte) (int, error) {
 	case c.peer.broken != nil && !n.cut[[2]viewsvc.ReplicaID{c.remote, c.local}]:
 		return 0, syscall.EPIPE
 	case len(b) > 0:
+		n.sent[[2]viewsvc.ReplicaID{c.local, c.remote}] += len(b)
 		c.peer.push(append([]byte(nil), b...), time.Now().Add(memLatency))
 	}
 	return len(b), nil

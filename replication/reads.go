@@ -32,6 +32,10 @@ func (r *Replica) ask(a *after, m msg) {
 	}
 	for _, s := range r.streams {
 		if s.up {
+			m := m
+			if s.copying {
+				m.Commit = 0
+			}
 			s.q.push(m, nil, nil)
 			a.queues = append(a.queues, s.q)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"time"
 
 	"lockstep/blockdev"
@@ -57,18 +56,19 @@ func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
 
 // readRegionRepaired is the same for a region that is to be copied. One bad block must not keep a learner away for ever:
 // what no member can help with is lost, here and at the learner, until a client writes it.
-func (r *Replica) readRegionRepaired(region int, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
-	var tried, lost []uint64
+func (r *Replica) readRegionRepaired(region int, want blockdev.BlockMask, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
+	var tried, lost blockdev.BlockMask
 	for {
-		asOf, err = r.store.ReadRegion(region, img, lost...)
+		asOf, err = r.store.ReadRegion(region, want, lost, img)
 		var bad *blockdev.CorruptBlockError
-		if err == nil || r.ctx.Err() != nil || !errors.As(err, &bad) || slices.Contains(lost, bad.Block) {
+		if err == nil || r.ctx.Err() != nil || !errors.As(err, &bad) {
 			return asOf, err
 		}
-		if slices.Contains(tried, bad.Block) || r.repair(bad.Block) != nil {
-			lost = append(lost, bad.Block)
+		i := int(bad.Block % blockdev.RegionBlocks)
+		if tried.Has(i) || r.repair(bad.Block) != nil {
+			lost.Add(i)
 		}
-		tried = append(tried, bad.Block)
+		tried.Add(i)
 	}
 }
 
@@ -95,7 +95,11 @@ func (r *Replica) repair(block uint64) error {
 				return r.ctx.Err()
 			}
 		}
-		for _, f := range r.fetches(block) {
+		fetches := r.fetches(block)
+		if len(fetches) == 0 {
+			return err
+		}
+		for _, f := range fetches {
 			data, asOf, e := r.fetchBlock(f)
 			if e == nil {
 				if e = r.store.Repair(block, data, asOf); e == nil {

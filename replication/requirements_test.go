@@ -17,7 +17,9 @@ import (
 func bubble(t *testing.T, replicas int, o groupOptions, f func(g *group, n *memNet)) {
 	synctest.Test(t, func(t *testing.T) {
 		o.replicas, o.net = replicas, newMemNet()
-		o.size, o.logBytes, o.segBytes = 4<<20, 16<<20, 4<<20
+		if o.size == 0 {
+			o.size, o.logBytes, o.segBytes = 4<<20, 16<<20, 4<<20
+		}
 		if o.sync == "" {
 			o.sync = viewsvc.SyncAlways
 		}

@@ -11,14 +11,21 @@ import (
 
 // plan is how a peer is brought up to date.
 type plan struct {
-	next wal.LSN    // first LSN to ship
-	cut  wal.LSN    // the peer's log is cut here
-	copy *startCopy // nil: the log is enough
+	next wal.LSN     // first LSN to ship
+	cut  wal.LSN     // the peer's log is cut here
+	copy *regionCopy // nil: the log is enough
+	how  startCopy   // of a copy
 }
 
 var errDiverged = errors.New("replication: the peer has committed records that are not in this volume's history")
 
-// makePlan finds the last common point of the two logs.
+// Limits of copying single blocks instead of shipping the log that wrote them.
+const (
+	copyGain  = 1.05    // the log that a learner lacks takes so much more than the blocks that it changed
+	copyWorth = 1 << 20 // and so many bytes more, or a frame's worth: for less, a learner's log is not begun anew
+)
+
+// makePlan finds the last common point of the two logs, and the cheapest way on from there.
 func (s *stream) makePlan(w welcome) (plan, error) {
 	st := s.r.store
 	m := st.Marks()
@@ -26,23 +33,66 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 	if ok && common < w.Applied {
 		return plan{}, errDiverged
 	}
-	reach := ok && (common == m.End || common+1 >= m.First)
+	reach := ok && (common == m.End || common+1 >= m.First) && common >= s.unreadable
+	base := w.Applied // what the learner's image has, or will have when the copy begins
 	switch {
-	case reach && !w.Copying:
-		return plan{next: common + 1, cut: common}, nil
-	case reach: // only regions are missing
-		return plan{next: common + 1, cut: common, copy: &startCopy{Keep: true, To: common, Base: w.CopyBase}}, nil
-	}
-	base := w.Applied
-	if w.Copying {
+	case w.Copying:
 		base = w.CopyBase
+	case ok && w.Committed <= common:
+		base = w.Committed
+	}
+	if reach && w.Copying { // only the image has to be completed
+		c := &regionCopy{base: base, changes: s.changes(base, common), floor: w.Committed}
+		return plan{next: common + 1, copy: c, how: startCopy{Keep: true, To: common, Base: base}}, nil
+	}
+	var changes *blockdev.Changes
+	if reach {
+		if changes = s.cheaper(base, common, m.Committed); changes == nil {
+			return plan{next: common + 1, cut: common}, nil
+		}
 	}
 	to := m.Committed
 	chain, err := s.chainAfter(to)
 	if err != nil {
 		return plan{}, err
 	}
-	return plan{next: to + 1, copy: &startCopy{To: to, Chain: chain, Base: base, Epochs: st.Epochs()}}, nil
+	c := &regionCopy{base: base, changes: changes}
+	return plan{next: to + 1, copy: c, how: startCopy{To: to, Chain: chain, Base: base, Epochs: st.Epochs()}}, nil
+}
+
+// cheaper are the blocks that the log changed from where a learner's image is to where everything is committed, if sending
+// these is much cheaper than sending the log that the learner lacks. It is nil for a member: that needs the log.
+func (s *stream) cheaper(base, common, to wal.LSN) *blockdev.Changes {
+	r := s.r
+	r.mu.Lock()
+	member := r.core.Required(s.peer)
+	r.mu.Unlock()
+	if member || to <= common {
+		return nil
+	}
+	logged, worth := r.store.LogBytes(common, to), int64(min(copyWorth, r.store.MaxFrame()))
+	if logged < worth {
+		return nil
+	}
+	c := s.changes(base, to)
+	if c == nil || float64(logged) < copyGain*float64(c.Bytes()) || logged-c.Bytes() < worth {
+		return nil
+	}
+	return c
+}
+
+// changes are the blocks that records after one, up to another, have changed; nil if the log does not tell, for whatever
+// reason: then whole regions are copied, or the log is shipped, which will tell the reason.
+func (s *stream) changes(after, to wal.LSN) *blockdev.Changes {
+	st := s.r.store
+	if after+1 < st.Marks().First {
+		return nil
+	}
+	c, err := st.ChangesIn(after, to)
+	if err != nil {
+		return nil
+	}
+	return c
 }
 
 // chainAfter is what the frame after l names as the sum of the one before it.
@@ -75,10 +125,7 @@ func (s *stream) ship(q *sendq, p plan) error {
 	defer s.r.shipping.Add(-1)
 	buf := make([]byte, min(shipBytes, s.r.store.MaxFrame()))
 	next := p.next
-	var regions *regionCopy
-	if p.copy != nil {
-		regions = &regionCopy{base: p.copy.Base}
-	}
+	regions := p.copy
 	for {
 		shipped := 0
 		for shipped < shipAhead {
@@ -143,19 +190,20 @@ func (s *stream) shipSome(q *sendq, next *wal.LSN, buf *[]byte) (int, error) {
 	}
 	n, err := s.readFrames(*next, buf)
 	if err != nil {
+		if !errors.Is(err, wal.ErrCompacted) && !errors.Is(err, wal.ErrClosed) {
+			s.unreadable = *next
+		}
 		return 0, err
 	}
-	last := wal.LSN(0)
+	last := *next - 1
 	sizes := make([]int, 0, 64)
 	for rest := (*buf)[:n]; len(rest) > 0; rest = rest[sizes[len(sizes)-1]:] {
-		size, err := wal.FrameSize(rest)
-		if err != nil || size > len(rest) {
-			return 0, fmt.Errorf("replication: read log for peer: %w", errors.Join(errWire, err))
-		}
-		f, err := wal.ParseFrame(rest[:size])
+		f, err := wal.ParseFrame(rest)
 		if err != nil {
-			return 0, err
+			s.unreadable = last + 1
+			return 0, fmt.Errorf("replication: read record %d of the log for a peer: %w", last+1, err)
 		}
+		size := len(f.Bytes())
 		last = f.Last()
 		sizes = append(sizes, size)
 	}
@@ -205,16 +253,53 @@ func (s *stream) pushFrame(fb *frameBuf) {
 
 // regionCopy is how far a copy by regions has come.
 type regionCopy struct {
-	base wal.LSN // regions changed after it are sent
-	next int     // region to look at next
-	sent bool    // all were
-	asOf wal.LSN // the learner's log must reach beyond every region's as-of LSN before its image is whole
-	img  blockdev.RegionImage
+	base    wal.LSN           // regions changed after it are sent
+	changes *blockdev.Changes // of those, these blocks; nil: all
+	floor   wal.LSN           // what the learner may have applied: no region as of before may be sent
+	next    int               // region to look at next
+	sent    bool              // all were
+	asOf    wal.LSN           // the learner's log must reach beyond every region's as-of LSN before its image is whole
+	img     blockdev.RegionImage
+}
+
+// want finds the next region to be sent, and which of its blocks.
+func (c *regionCopy) want(st *blockdev.Store) (region int, blocks blockdev.BlockMask, ok bool) {
+	for {
+		if region, ok = st.NewerRegions(c.base, c.next); !ok {
+			return 0, blocks, false
+		}
+		if c.changes == nil {
+			return region, blockdev.WholeRegion, true
+		}
+		if blocks = c.changes.Of(region); !blocks.Empty() {
+			return region, blocks, true
+		}
+		c.next = region + 1 // changed since the copy began: the log has it
+	}
+}
+
+func (c *regionCopy) unit() string {
+	if c.changes != nil {
+		return "blocks"
+	}
+	return "regions"
+}
+
+// bytes is about how much there is to be sent.
+func (c *regionCopy) bytes(st *blockdev.Store) uint64 {
+	if c.changes != nil {
+		return uint64(c.changes.Bytes())
+	}
+	return st.NewerBytes(c.base)
 }
 
 // shipRegionInTime sends a region, unless it is too early for that: then the log goes on.
 func (s *stream) shipRegionInTime(q *sendq, c *regionCopy, busy bool) error {
-	switch wait := s.regionWait(); {
+	wait := s.regionWait()
+	if s.r.store.Marks().Committed < c.floor {
+		wait = shipPollTime // this primary has yet to commit what the one before it had
+	}
+	switch {
 	case wait <= 0:
 		return s.shipRegion(q, c)
 	case busy:
@@ -227,19 +312,19 @@ func (s *stream) shipRegionInTime(q *sendq, c *regionCopy, busy bool) error {
 // shipRegion sends the next region that the learner lacks.
 func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	r := s.r
-	g, ok := r.store.NewerRegions(c.base, c.next)
+	g, want, ok := c.want(r.store)
 	if !ok {
 		c.sent = true
 		return nil
 	}
-	asOf, err := r.readRegionRepaired(g, &c.img)
+	asOf, err := r.readRegionRepaired(g, want, &c.img)
 	if err != nil {
 		return err
 	}
 	body := encodeRegion(&c.img)
 	r.mu.Lock()
-	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf), Nonce: uint64(len(c.img.Lost))}.encode(body))
-	s.copyBytes += blockdev.RegionBytes
+	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf)}.encode(body))
+	s.copyBytes += uint64(len(body))
 	r.mu.Unlock()
 	q.flush()
 	c.next, c.asOf = g+1, max(c.asOf, asOf)
@@ -253,6 +338,7 @@ func (s *stream) copyDone(q *sendq) {
 	s.r.mu.Lock()
 	q.pushEncoded(msg{Type: msgSessions, View: s.r.core.View().Num}.encode(sessions))
 	q.push(msg{Type: msgCopyDone, View: s.r.core.View().Num, Commit: s.r.core.Commit()}, nil, nil)
+	s.copying = false
 	s.r.mu.Unlock()
 	q.flush()
 }

@@ -49,9 +49,16 @@ type stream struct {
 	up     bool // greetings were exchanged; messages may be queued
 	direct bool // frames are queued as they are made; before that they are shipped from the log
 
-	next wal.LSN  // to be shipped from the log
-	near approach // how it comes along
-	pace *pacer   // the stream's goroutine's own
+	// copying: regions are being sent. The peer then hears of the commit point with frames and at the end alone, and not
+	// with a Confirm that overtakes a region which was read before that commit: it could apply what the region undoes.
+	copying bool
+
+	next wal.LSN // to be shipped from the log
+	// unreadable is the first record of the newest frame that went bad in the log: who needs it is copied past it. The
+	// stream's goroutine's own.
+	unreadable wal.LSN
+	near       approach // how it comes along
+	pace       *pacer   // the stream's goroutine's own
 
 	copyTotal, copyBytes uint64 // to be copied, and copied
 	started              time.Time
@@ -95,7 +102,7 @@ func (r *Replica) streamTo(peer viewsvc.ReplicaID) *stream {
 // stop ends the stream for good, with mu held.
 func (s *stream) stop() {
 	s.cancel()
-	s.up, s.direct = false, false
+	s.up, s.direct, s.copying = false, false, false
 	if s.q != nil {
 		s.q.close(context.Canceled)
 	}
@@ -222,9 +229,9 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	// The view may be newer than the one in the greeting; the peer has to be in it before anything counts.
 	q.pushEncoded(msg{Type: msgView, View: view.Num}.encodeJSON(view))
 	end := uint64(max(r.end, r.store.Marks().End))
-	if p.copy != nil {
-		q.pushEncoded(msg{Type: msgCopy, View: view.Num, B: end}.encodeJSON(p.copy))
-		s.copyTotal, s.copyBytes = r.store.NewerBytes(p.copy.Base), 0
+	if s.copying = p.copy != nil; s.copying {
+		q.pushEncoded(msg{Type: msgCopy, View: view.Num, B: end}.encodeJSON(p.how))
+		s.copyTotal, s.copyBytes = p.copy.bytes(r.store), 0
 	} else {
 		q.push(msg{Type: msgStart, View: view.Num, A: uint64(p.cut), B: end}, nil, nil)
 	}
@@ -233,7 +240,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	r.event(&a, Event{Kind: EventStreamUp, Peer: s.peer, Text: fmt.Sprintf("from LSN %d", p.next)})
 	if p.copy != nil {
 		r.event(&a, Event{Kind: EventCopy, Peer: s.peer,
-			Text: fmt.Sprintf("regions changed after LSN %d, about %d bytes; log from %d", p.copy.Base, s.copyTotal, p.next)})
+			Text: fmt.Sprintf("%s changed after LSN %d, about %d bytes; log from %d", p.copy.unit(), p.copy.base, s.copyTotal, p.next)})
 	}
 	r.mu.Unlock()
 	r.finish(&a)

@@ -17,7 +17,7 @@ import (
 // A message is a header of headerSize bytes, little-endian, and a body:
 //
 //	offset  size  field
-//	0       4     magic "LKS2"; another version of the protocol has another magic
+//	0       4     magic "LKS3"; another version of the protocol has another magic
 //	4       4     crc32c of bytes 8..71
 //	8       1     type
 //	9       1     flags
@@ -27,14 +27,14 @@ import (
 //	24      8     a: Ack written LSN; Start common point; Region, Digest and Sums number; Mend block; Block as-of LSN
 //	32      8     b: Ack durable LSN; Region as-of LSN; Digest crc32c of the region's sums; Start and Copy the primary's log end; Confirm length of the grant, ns
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
-//	48      8     nonce; Region how many of its blocks are lost
+//	48      8     nonce
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
 //	60      4     zero
 //	64      8     lease: Confirm until when the primary relies on the grant that it asks for, by its own clock; Ack the same
 //	              number of the newest request that was granted; 0: nothing asked or granted
 const (
 	headerSize = 72
-	wireMagic  = 0x32534b4c // "LKS2"
+	wireMagic  = 0x33534b4c // "LKS3"
 )
 
 // Limits on bodies, checked before anything is allocated.

@@ -30,13 +30,13 @@ var goldenMessages = []struct {
 		b := make([]byte, headerSize)
 		msg{Type: msgAck, Flags: flagCopied, View: 7, A: 0x1122334455667788, B: 9, Commit: 5, Nonce: 0xabcdef}.put(b)
 		return b
-	}(), "4c4b5332363bccf70b0200000000000007000000000000008877665544332211" +
+	}(), "4c4b5333363bccf70b0200000000000007000000000000008877665544332211" +
 		"09000000000000000500000000000000efcdab000000000000000000000000000000000000000000"},
 	{"view", msg{Type: msgView, View: 3}.encodeJSON(viewsvc.View{Volume: "v", Num: 3, Tenure: 2, Primary: "a", Backups: []viewsvc.ReplicaID{"b"}}), ""},
 	{"welcome", msg{Type: msgWelcome, View: 3}.encodeJSON(welcome{End: 9, Committed: 8, Applied: 7, Copying: true, CopyBase: 6,
 		Epochs: blockdev.EpochIndex{{Epoch: 1, First: 1}, {Epoch: 4, First: 5}}}), ""},
 	{"copy", msg{Type: msgCopy, View: 3, B: 12}.encodeJSON(startCopy{To: 8, Chain: 77, Epochs: blockdev.EpochIndex{{Epoch: 1, First: 1}}, Base: 4, Keep: true}), ""},
-	{"region", msg{Type: msgRegion, View: 3, A: 2, B: 12}.encode(encodeRegion(&blockdev.RegionImage{Sums: []uint32{0, 5}, Data: make([]byte, 4)})), ""},
+	{"region", msg{Type: msgRegion, View: 3, A: 2, B: 12}.encode(encodeRegion(&blockdev.RegionImage{Blocks: []blockdev.RegionBlock{{Index: 3}, {Index: 9, Lost: true, Sum: 5}}})), ""},
 }
 
 func TestHeaderOnTheWireIsAsDocumented(t *testing.T) {
@@ -170,14 +170,13 @@ func FuzzMessage(f *testing.F) {
 }
 
 func FuzzRegion(f *testing.F) {
-	f.Add(encodeRegion(&blockdev.RegionImage{Sums: []uint32{0, 9, 0}, Data: make([]byte, blockdev.BlockSize)}))
+	f.Add(encodeRegion(&blockdev.RegionImage{Blocks: []blockdev.RegionBlock{{Index: 3, Sum: 9}}, Data: make([]byte, blockdev.BlockSize)}))
+	f.Add(encodeRegion(&blockdev.RegionImage{Blocks: []blockdev.RegionBlock{{Index: 3, Lost: true, Sum: 9}, {Index: 8}}}))
 	f.Add([]byte{255, 255, 255, 255})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var img blockdev.RegionImage
-		for lost := range uint64(3) {
-			if decodeRegion(b, lost, &img) == nil && !bytes.Equal(encodeRegion(&img), b) {
-				t.Fatal("a region is not encoded as it was read")
-			}
+		if decodeRegion(b, &img) == nil && !bytes.Equal(encodeRegion(&img), b) {
+			t.Fatal("a region is not encoded as it was read")
 		}
 	})
 }
@@ -187,29 +186,31 @@ func TestRegionComesBackAsItWasSent(t *testing.T) {
 	full := &blockdev.RegionImage{}
 	for i := range blocks {
 		data := bytes.Repeat([]byte{byte(i)}, blockdev.BlockSize)
-		if i%3 == 0 {
-			full.Sums = append(full.Sums, 0)
-			continue
+		b := blockdev.RegionBlock{Index: uint16(i), Sum: wal.BlockSum(uint64(i), data)}
+		switch i % 3 {
+		case 0:
+			b.Sum = 0
+		case 1:
+			full.Data = append(full.Data, data...)
+		case 2:
+			b.Lost = true
 		}
-		full.Sums = append(full.Sums, wal.BlockSum(uint64(i), data))
-		full.Data = append(full.Data, data...)
+		full.Blocks = append(full.Blocks, b)
 	}
-	holed := *full
-	holed.Lost = []uint32{1, 255}
-	for _, img := range []*blockdev.RegionImage{{}, {Sums: make([]uint32, blocks)}, full, &holed} {
+	for _, img := range []*blockdev.RegionImage{{}, {Blocks: []blockdev.RegionBlock{{Index: 255}}}, full} {
 		b := encodeRegion(img)
 		if len(b) > maxRegionBody {
 			t.Fatalf("a region of %d bytes does not fit into a message", len(b))
 		}
 		var got blockdev.RegionImage
-		if err := decodeRegion(b, uint64(len(img.Lost)), &got); err != nil {
+		if err := decodeRegion(b, &got); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(got.Lost, img.Lost) || !bytes.Equal(got.Data, img.Data) || len(got.Sums) != len(img.Sums) || len(img.Sums) > 0 && !cmp.Equal(got.Sums, img.Sums) {
+		if !bytes.Equal(got.Data, img.Data) || !slices.Equal(got.Blocks, img.Blocks) {
 			t.Error("a region is not what was sent")
 		}
 	}
-	if err := decodeRegion(encodeRegion(full)[:1000], 0, &blockdev.RegionImage{}); err == nil {
+	if err := decodeRegion(encodeRegion(full)[:1000], &blockdev.RegionImage{}); err == nil {
 		t.Error("a piece of a region is taken")
 	}
 }

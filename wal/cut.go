@@ -83,7 +83,7 @@ func (l *Log) Cut(to LSN) error {
 	}
 	l.mu.Unlock()
 	if to > l.checkpoint.LSN {
-		f, err := l.readHead(last)
+		f, err := l.readHead(last, new([]byte))
 		if err != nil {
 			return err
 		}

@@ -123,6 +123,12 @@ func (f Frame) Record(i int) (r Record, data []byte, sums Sums) {
 	return r, f.b[d : d+count*BlockSize : d+count*BlockSize], Sums(f.b[s : s+count*sumBytes : s+count*sumBytes])
 }
 
+// Change gives record i without its payload, also of a frame of which there is only the header area.
+func (f Frame) Change(i int) Record {
+	r, _ := decodeRecord(f.b[fixedBytes+i*recordBytes:])
+	return r
+}
+
 // DataPos is where the payload of record i begins in the log, when the frame is at the given position.
 func (f Frame) DataPos(at Pos, i int) Pos {
 	_, skip := decodeRecord(f.b[fixedBytes+i*recordBytes:])

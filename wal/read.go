@@ -171,7 +171,7 @@ func (l *Log) StartAfter(to LSN) (Start, error) {
 	if err != nil {
 		return Start{}, err
 	}
-	head, err := l.readHead(e)
+	head, err := l.readHead(e, new([]byte))
 	if err != nil {
 		return Start{}, err
 	}
@@ -211,10 +211,61 @@ func (l *Log) frameAfterLocked(to LSN) (frameEntry, error) {
 	return e, nil
 }
 
-// readHead reads and verifies a frame's header area. Only Header, Sum and the LSNs of the result may be used.
-func (l *Log) readHead(e frameEntry) (Frame, error) {
-	b := make([]byte, BlockSize)
+// Heads calls each for every frame from the one that holds from to the one that holds to, in order: what the log changes
+// can be known without reading its payload. Of a Frame only Header, Sum, the LSNs and Change may be used, and only
+// within the call. Errors: ErrCompacted, *CorruptError.
+func (l *Log) Heads(from, to LSN, each func(Frame)) error {
+	var buf []byte
+	for from <= to {
+		e, err := l.frameOf(from)
+		if err != nil {
+			return err
+		}
+		f, err := l.readHead(e, &buf)
+		if err != nil {
+			return err
+		}
+		each(f)
+		from = f.Last() + 1
+	}
+	return nil
+}
+
+// frameOf finds the frame that holds an LSN.
+func (l *Log) frameOf(x LSN) (frameEntry, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == ErrClosed {
+		return frameEntry{}, l.err
+	}
+	i := l.index.find(x)
+	if i < 0 || x > l.end {
+		return frameEntry{}, ErrCompacted
+	}
+	return l.index.at(i), nil
+}
+
+// BytesBetween is how much of the log lies behind the frame that holds from and not behind the one that holds to.
+func (l *Log) BytesBetween(from, to LSN) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	behind := func(x LSN) Pos {
+		if i := l.index.find(x + 1); i >= 0 && x < l.end {
+			return l.index.at(i).pos()
+		}
+		return l.endPos
+	}
+	return int64(behind(to)-behind(from)) * BlockSize
+}
+
+// readHead reads and verifies a frame's header area, into a buffer that it lets grow. Only Header, Sum, the LSNs and Change
+// of the result may be used.
+func (l *Log) readHead(e frameEntry, buf *[]byte) (Frame, error) {
 	for {
+		if len(*buf) == 0 {
+			*buf = make([]byte, BlockSize)
+		}
+		b := *buf
 		if err := l.read(b, e.pos()); err != nil {
 			return Frame{}, err
 		}
@@ -226,10 +277,10 @@ func (l *Log) readHead(e frameEntry) (Frame, error) {
 		if reason == "" {
 			head = headBytes(int(le.Uint32(b[offRecords:])), int(le.Uint32(b[offPayload:])))
 			if len(b) < head {
-				b = make([]byte, head)
+				*buf = make([]byte, head)
 				continue
 			}
-			if f := (Frame{b}); f.headIntact() && f.First() == e.first {
+			if f := (Frame{b[:head]}); f.headIntact() && f.First() == e.first {
 				return f, nil
 			}
 			reason = "header checksum does not match"

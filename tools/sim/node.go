@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"lockstep/blockdev"
@@ -107,6 +108,9 @@ func (m *machine) event(p *proc, e replication.Event) {
 		m.w.stats.note(tailCut)
 	case replication.EventCopy:
 		m.w.stats.note(regionCopy)
+		if strings.HasPrefix(e.Text, "blocks") {
+			m.w.stats.note(blockCopy)
+		}
 		if by := m.c.copying[e.Peer]; by != "" && by != e.Replica {
 			m.w.stats.note(copySurvived)
 		}

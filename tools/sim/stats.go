@@ -7,6 +7,7 @@ type sometimes int
 const (
 	tailCut sometimes = iota
 	regionCopy
+	blockCopy
 	caughtUp
 	poisoned
 	staleHeard
@@ -42,7 +43,7 @@ const (
 )
 
 var sometimesNames = [sometimesCount]string{
-	tailCut: "tail cut on rejoin", regionCopy: "region copy", caughtUp: "copy completed", poisoned: "storage failed",
+	tailCut: "tail cut on rejoin", regionCopy: "region copy", blockCopy: "copy of changed blocks alone", caughtUp: "copy completed", poisoned: "storage failed",
 	staleHeard: "newer view heard from a peer", repaired: "block repaired from a peer", tornTail: "torn tail at start",
 	handedOver:   "handed over",
 	proposalLost: "answer to a proposal lost", proposalLate: "proposal committed late", replayed: "request that changes the disk sent again",
