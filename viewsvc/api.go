@@ -37,6 +37,7 @@ func newHTTPServer(s *Server) *http.Server {
 	handle(routes, s, "GET /v1/events", s.handleEvents)
 	handle(routes, s, "POST /v1/volumes", s.handleCreate)
 	handle(routes, s, "DELETE /v1/volumes/{name}", s.handleDelete)
+	handle(routes, s, "POST /v1/volumes/{name}/resize", s.handleResize)
 	handle(routes, s, "POST /v1/volumes/{name}/handover", s.handleHandover)
 	handle(routes, s, "POST /v1/volumes/{name}/resume", s.handleResume)
 	handle(routes, s, "POST /v1/volumes/{name}/check", s.handleCheck)
@@ -256,6 +257,23 @@ func (s *Server) handleDelete(r *http.Request, _ none) (none, error) {
 	var cmd Command
 	err := s.withMonitor(func(m *Monitor) (err error) {
 		cmd, err = m.PlanDelete(r.PathValue("name"))
+		return err
+	})
+	if err == nil {
+		_, err = s.commitNow(cmd)
+	}
+	return none{}, err
+}
+
+// resizeRequest is the body of a wish for a larger volume.
+type resizeRequest struct {
+	Size uint64 `json:"size"`
+}
+
+func (s *Server) handleResize(r *http.Request, req resizeRequest) (none, error) {
+	var cmd Command
+	err := s.withMonitor(func(m *Monitor) (err error) {
+		cmd, err = m.PlanResize(r.PathValue("name"), req.Size)
 		return err
 	})
 	if err == nil {

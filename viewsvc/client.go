@@ -203,6 +203,15 @@ func (c *Client) DeleteVolume(ctx context.Context, name string) error {
 	return nil
 }
 
+// ResizeVolume wishes for a larger volume. It is one when its status says so: that takes a primary, and members that have
+// room. The present size takes an earlier wish back; a smaller one is refused with a *RuleError.
+func (c *Client) ResizeVolume(ctx context.Context, name string, size uint64) error {
+	if err := c.call(ctx, http.MethodPost, "/v1/volumes/"+url.PathEscape(name)+"/resize", resizeRequest{size}, nil); err != nil {
+		return fmt.Errorf("resize volume %s: %w", name, err)
+	}
+	return nil
+}
+
 // Handover orders the primary to hand the volume over to its backup on node to ("" for the one that has the
 // longest log), waits until that is done and returns the new view.
 func (c *Client) Handover(ctx context.Context, name string, to NodeID) (View, error) {

@@ -23,6 +23,7 @@
 //
 //	types.go               the vocabulary
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
+//	resize.go              how a volume grows
 //	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
 //	snapshot.go            its form on disk, versioned JSON
 //	monitor.go, detector.go, health.go, probe.go, plan.go, orders.go, operator.go, status.go
@@ -58,6 +59,9 @@
 //	    accepted or refused. So a primary that is refused knows that none of its earlier questions, whose
 //	    answers were lost, will be accepted any more.
 //
+//	V11 A volume's size only grows: to what an operator wants (Resize notes that), when a primary says that it serves that
+//	    much (Grown; resize.go).
+//
 // It follows that no view has the members and roles of the one before, Resume excepted. Rejections are a
 // *ConflictError for an old Expect, else a *RuleError that names the rule.
 //
@@ -74,6 +78,7 @@
 //	GET    /v1/events?after=N&hold=1   → []RecentEvent            the leader's own; held until there is one, WatchHold at most
 //	POST   /v1/volumes                 Volume → Volume
 //	DELETE /v1/volumes/V
+//	POST   /v1/volumes/V/resize        {size}                     the volume has it when its status says so
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most
 //	POST   /v1/volumes/V/resume
 //	POST   /v1/volumes/V/check     {scrub} → {id}               its outcome is in the replicas' reports

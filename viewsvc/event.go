@@ -11,6 +11,8 @@ const (
 	EventVolumeCreated EventKind = "volume_created" // Volume
 	EventVolumeDeleted EventKind = "volume_deleted" // Volume
 	EventVolumeGone    EventKind = "volume_gone"    // the last copy of a deleted one: Volume
+	EventVolumeResize  EventKind = "volume_resize"  // a larger size is wanted: Volume, Text
+	EventVolumeGrown   EventKind = "volume_grown"   // it is there: Volume, Text
 	EventClaim         EventKind = "claim"          // who has a volume for itself changed: Volume, Text
 	EventVolumeRefused EventKind = "volume_refused" // V9: Volume
 	EventAwaited       EventKind = "awaited"        // no suspect is promoted before a member is back: Volume, Node, Replica

@@ -169,6 +169,10 @@ func (m *Monitor) Changed(c Command, r Result) {
 		m.noteTenure(r.View, c.Proposal.Kind)
 	case OpClaim:
 		m.event(Event{Kind: EventClaim, Volume: r.Volume, Text: fmt.Sprintf("%s: %v", c.Claim.Act, r.Claim)})
+	case OpResize:
+		m.event(Event{Kind: EventVolumeResize, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
+	case OpGrown:
+		m.event(Event{Kind: EventVolumeGrown, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
 	case OpInit, OpAssign, OpUnassign:
 	}
 	if r.Gone {
@@ -256,6 +260,7 @@ func (m *Monitor) settle(id VolumeID) {
 	case m.rolledBack(v, w):
 	default:
 		m.planView(v, w)
+		m.planSize(v)
 		m.planCopies(v, w)
 	}
 	m.recruit(v, w)

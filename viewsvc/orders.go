@@ -60,6 +60,9 @@ func (m *Monitor) peers(v *volumeState) []Peer {
 		if n := m.nodes[id]; n != nil {
 			p.Addr, p.NBD = n.addr, n.nbd
 		}
+		if rep, ok := m.report(v, r); ok {
+			p.Room = rep.Room
+		}
 		peers = append(peers, p)
 	}
 	return peers

@@ -83,6 +83,7 @@ func FuzzDecodeState(f *testing.F) {
 func FuzzCommand(f *testing.F) {
 	for _, c := range []Command{
 		nodeCommand("n9"), {Op: OpDelete, Volume: vol}, {Op: OpAssign, Volume: vol, Node: NodeInfo{ID: "n4"}},
+		{Op: OpResize, Volume: vol, Size: 2 << 20}, {Op: OpGrown, Volume: vol, Size: 2 << 20},
 		viewCommand(Proposal{Volume: vol, Expect: 2, Kind: KindPromote, Primary: "r2"}),
 		{Op: OpCreate, Create: &Volume{ID: "w", Name: "w", Size: 1 << 20, Sync: SyncFlush, Copies: 2, MinCopies: 1}, Nodes: []NodeID{"n1", "n4"}},
 	} {

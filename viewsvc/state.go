@@ -23,6 +23,8 @@ const (
 	OpReplica  Op = "replica"  // register the copy that an assigned node made
 	OpView     Op = "view"     // make a view
 	OpClaim    Op = "claim"    // change who has a volume for itself
+	OpResize   Op = "resize"   // a volume is to become larger
+	OpGrown    Op = "grown"    // it has
 )
 
 // Command changes the replicated state. It carries everything that a leader decided, times and random
@@ -34,12 +36,13 @@ type Command struct {
 	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpUnassign, OpReplica
 	Nodes    []NodeID  `json:"nodes,omitempty"`   // OpCreate: the assigned nodes, the first primary's first
 	Create   *Volume   `json:"create,omitempty"`  // OpCreate
-	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim
+	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim, OpResize, OpGrown
 	Replica  ReplicaID `json:"replica,omitempty"` // OpReplica
 	Proposal *Proposal `json:"proposal,omitempty"`
 	Veto     string    `json:"veto,omitempty"` // OpView: why the leader will not have it, whatever the rules say
 
 	Claim *ClaimChange `json:"claim,omitempty"` // OpClaim
+	Size  uint64       `json:"size,omitempty"`  // OpResize, OpGrown
 }
 
 // NodeInfo is what is remembered of a node, so that a new leader can tell clients where it is.
@@ -54,6 +57,7 @@ type Result struct {
 	Volume VolumeID // the volume that changed, "" for none
 	View   View     // OpView: the new one
 	Claim  Claim    // OpClaim: the new one
+	Size   uint64   // OpResize, OpGrown: the volume's size before
 	Gone   bool     // the last copy of a deleted volume is gone, and with it the volume
 }
 
@@ -160,6 +164,10 @@ func (s *State) Apply(c Command) (Result, error) {
 		return s.applyView(c)
 	case OpClaim:
 		return s.applyClaim(c)
+	case OpResize:
+		return s.applyResize(c)
+	case OpGrown:
+		return s.applyGrown(c)
 	}
 	return Result{}, fmt.Errorf("%w: operation %q is of a newer release; upgrade every view server", ErrInvalid, c.Op)
 }
@@ -190,7 +198,7 @@ func (s *State) applyCreate(c Command) (Result, error) {
 		return Result{}, fmt.Errorf("%w: a volume needs an identity", ErrInvalid)
 	}
 	v := *c.Create
-	v.Claim = Claim{}
+	v.Claim, v.Wanted = Claim{}, 0
 	if err := v.validate(); err != nil {
 		return Result{}, err
 	}

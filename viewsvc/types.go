@@ -57,14 +57,16 @@ func (v View) Equal(w View) bool {
 		v.DataLossGen == w.DataLossGen && slices.Equal(v.Backups, w.Backups)
 }
 
-// Volume is what was asked for when a volume was created.
+// Volume is what was asked for when a volume was created, and how large it is by now.
 type Volume struct {
 	ID        VolumeID `json:"id"`
 	Name      string   `json:"name"`
-	Size      uint64   `json:"size"` // bytes
+	Size      uint64   `json:"size"` // bytes; it only grows
 	Sync      SyncMode `json:"sync"`
 	Copies    int      `json:"copies"`     // members that the view service aims at
 	MinCopies int      `json:"min_copies"` // members below which writes wait
+
+	Wanted uint64 `json:"wanted,omitzero"` // the larger size that it is to get; 0: none
 
 	Claim Claim `json:"claim,omitzero"` // who has it for itself now
 }
@@ -103,6 +105,10 @@ type ReplicaReport struct {
 	Lag       []Progress   `json:"lag,omitempty"`       // primary only: the backups' progress
 	Check     *CheckReport `json:"check,omitempty"`     // of the check that it was ordered last
 	OldestIO  int64        `json:"oldest_io,omitempty"` // age of the oldest pending log write, or of the node's question to it that has no answer, ms (hazard 10)
+
+	Room      uint64 `json:"room,omitempty"`       // bytes that its files are long enough for
+	Serves    uint64 `json:"serves,omitempty"`     // primary only: the size that its clients are told
+	GrowError string `json:"grow_error,omitempty"` // why it has no room for the size that is wanted
 }
 
 // CheckOrder orders the primary to compare the members' checksums and mend what differs, or every replica to scrub.
@@ -181,6 +187,7 @@ type Peer struct {
 	Addr    string    `json:"addr"`
 	NBD     string    `json:"nbd"`
 	Alive   bool      `json:"alive"`
+	Room    uint64    `json:"room,omitempty"` // as ReplicaReport has it
 }
 
 // Kind says what a proposal changes.

@@ -41,6 +41,8 @@ func (v Volume) validate() error {
 		return bad("volume ID of %d bytes", len(v.ID))
 	case v.Size%BlockSize != 0:
 		return bad("size %d is not a multiple of %d", v.Size, BlockSize)
+	case v.Wanted != 0 && (!validSize(v.Wanted) || v.Wanted <= v.Size):
+		return bad("size %d is to become %d", v.Size, v.Wanted)
 	case v.Size < MinVolumeSize || v.Size > MaxVolumeSize:
 		return bad("size %d is not between 1 MiB and 1 PiB", v.Size)
 	case v.Sync != SyncAlways && v.Sync != SyncFlush:
