@@ -208,7 +208,8 @@ type Session interface {
 // Device is a disk that serves many sessions at once. Single-copy consistency is the device's business: the
 // history that all sessions see together is linearizable for each block.
 type Device interface {
-	// Geometry is constant while the device is open.
+	// Geometry is what a client is told that attaches now. A disk can grow, never shrink, and requests of all sessions may
+	// use what it has.
 	Geometry() Geometry
 	// Attach begins a session. A session with the same Name and a lower Generation is fenced before Attach
 	// returns; one with a higher Generation makes Attach fail with ErrSessionClosed. Errors wrap

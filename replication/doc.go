@@ -38,8 +38,8 @@
 //	Stale     peer     the newer view; the stream ends
 //	Foreign   primary  you have committed what is not in our history; the stream ends
 //	Start     primary  common point c: cut your log after c        Ack
-//	Copy      primary  your log begins anew after LSN c            Ack
-//	Region    primary  blocks of 1 MiB of the disk as of an LSN; of lost ones the sum
+//	Copy      primary  your log begins anew after LSN c; the size  Ack
+//	Region    primary  blocks of 1 MiB of the disk as of an LSN; of lost ones the sum; the size
 //	Sessions  primary  which requests of clients the regions have
 //	CopyDone  primary  all regions were sent                       Ack (copied)
 //	Append    primary  commit LSN and one frame                    Ack
@@ -101,6 +101,12 @@
 //  9. Verify (ordered by an operator). The primary sends digests of the regions' checksums down its streams, each taken and
 //     queued under the lock under which commit moves, so that a member compares it with its own committed state as of
 //     the very same LSN. What differs is replaced by what most members have, else by what the primary has.
+//
+// # Growing
+//
+// An operator wishes for a larger volume. Every replica makes room; when all members have, the primary orders another VIEW
+// record, with the size in it, and a replica takes the size on before it has the record. When that is committed, clients
+// that come are told the size. grow.go has the reasons.
 //
 // # Leases
 //

@@ -61,6 +61,7 @@ func (r *Replica) settle(a *after) {
 			}
 		case EffectCommit:
 			r.store.Commit(e.LSN)
+			r.offerSize(e.LSN)
 			r.popCommitted(a, e.LSN)
 		case EffectStable:
 			r.popStable(a)
@@ -197,6 +198,7 @@ func (r *Replica) stepDown(a *after) {
 	r.pending, r.stableWait, r.readWait = nil, nil, nil
 	r.readQueue = nil
 	r.beginView = viewsvc.View{}
+	r.growth.at, r.growth.size = 0, 0
 	r.askSync = false
 	r.idle.Broadcast() // to clients that wait in Attach
 }

@@ -24,6 +24,7 @@ const (
 	EventFormatted  EventKind = "formatted"   // a new replica was made
 	EventDeleted    EventKind = "deleted"     // a replica of a deleted volume was removed
 	EventOutcast    EventKind = "outcast"     // a replica that history went on without was set aside
+	EventNoRoom     EventKind = "no_room"     // a replica cannot be made as large as the volume is to be: Err
 	EventUnusable   EventKind = "unusable"    // a replica's directory cannot be opened
 	EventViewLost   EventKind = "view_lost"   // the view service cannot be reached
 	EventViewFound  EventKind = "view_found"  // it can be again
@@ -35,6 +36,7 @@ const (
 	EventCorruptBlock EventKind = "corrupt_block" // a read met a bad block: Err
 	EventBrokenFrame  EventKind = "broken_frame"  // a frame of the log went bad before it was applied
 	EventRepaired     EventKind = "repaired"      // a bad block was made good
+	EventGrown        EventKind = "grown"         // it became larger
 	EventScrubbed     EventKind = "scrubbed"      // everything was read and compared once
 	EventNoHoles      EventKind = "no_holes"      // the file system gives no space back
 )
@@ -72,6 +74,8 @@ func storageEvent(volume string, e blockdev.Event) Event {
 		out.Kind, out.Text = EventRepaired, fmt.Sprintf("block %d", e.Block)
 	case blockdev.EventBrokenFrame:
 		out.Kind, out.Text = EventBrokenFrame, fmt.Sprintf("records %d to %d, %d of %d blocks are lost here", e.First, e.Last, e.Lost, e.Blocks)
+	case blockdev.EventGrown:
+		out.Kind, out.Text = EventGrown, fmt.Sprintf("from %d to %d bytes", e.From, e.To)
 	case blockdev.EventScrubbed:
 		out.Kind, out.Text = EventScrubbed, fmt.Sprintf("%+v", e.Scrubbed)
 	case blockdev.EventNoHoles:

@@ -21,6 +21,9 @@ func (f *follower) handle(m msg, body []byte) error {
 			return err
 		}
 		f.bytes += len(body)
+		if err := f.grow(m.Nonce); err != nil {
+			return err
+		}
 		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
 	case msgSessions:
 		if err := f.r.store.MergeSessions(body); err != nil {
@@ -113,6 +116,9 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 	if err := decodeJSON(body, &c); err != nil {
 		return err
 	}
+	if err := f.grow(c.Size); err != nil {
+		return err
+	}
 	r := f.r
 	if c.Keep {
 		if err := f.cut(c.To); err != nil {
@@ -165,6 +171,9 @@ func (f *follower) onAppend(m msg, body []byte) error {
 	frame, err := wal.ParseFrame(body)
 	if err != nil {
 		return fmt.Errorf("replication: frame from the primary: %w", err)
+	}
+	if err := f.grow(sizeOf(frame)); err != nil {
+		return err
 	}
 	r := f.r
 	f.follow(m.Commit) // first: what is committed can be applied, and makes room

@@ -19,16 +19,16 @@ import (
 // wants and a view service that is one mutex: so that a test decides what crashes, and what hears of what.
 type group struct {
 	t      testing.TB
-	volume viewsvc.Volume
 	o      groupOptions
 	ended  chan struct{}
 	tended chan struct{}
 
-	mu    sync.Mutex // guards everything below
-	view  viewsvc.View
-	all   map[viewsvc.ReplicaID]*groupReplica
-	check *viewsvc.CheckOrder
-	pins  int // while > 0 the view service makes no views by itself
+	mu     sync.Mutex // guards everything below
+	volume viewsvc.Volume
+	view   viewsvc.View
+	all    map[viewsvc.ReplicaID]*groupReplica
+	check  *viewsvc.CheckOrder
+	pins   int // while > 0 the view service makes no views by itself
 }
 
 type groupOptions struct {
@@ -87,7 +87,7 @@ func newGroup(t testing.TB, o groupOptions) *group {
 func (g *group) start(id viewsvc.ReplicaID) {
 	g.t.Helper()
 	g.mu.Lock()
-	m := g.all[id]
+	m, volume := g.all[id], g.volume
 	g.mu.Unlock()
 	var made *Replica
 	var ready sync.WaitGroup
@@ -101,7 +101,7 @@ func (g *group) start(id viewsvc.ReplicaID) {
 	if g.o.net != nil {
 		dial = func(ctx context.Context, addr string) (net.Conn, error) { return g.o.net.dial(ctx, id, addr) }
 	}
-	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: g.volume, Propose: g.propose, Leases: true, Dial: dial,
+	made, err = OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster, Volume: volume, Propose: g.propose, Leases: true, Dial: dial,
 		Clock: func() Instant { return Instant(time.Now().UnixNano()) },
 		OnEvent: func(e Event) {
 			if e.Kind == EventPoisoned || testing.Verbose() {
@@ -273,25 +273,33 @@ func (g *group) orders() {
 			continue
 		}
 		alive := m.r != nil && m.r.Report().Role != viewsvc.RolePoisoned
-		peers = append(peers, viewsvc.Peer{Replica: id, Addr: m.addr, Alive: alive})
+		p := viewsvc.Peer{Replica: id, Addr: m.addr, Alive: alive}
 		if m.r != nil && !m.deaf {
 			reports[id] = m.r.Report()
+			p.Room = reports[id].Room
 			if !g.view.Has(id) {
 				recruits = append(recruits, id)
 			}
 		}
+		peers = append(peers, p)
 	}
 	if g.pins == 0 {
 		g.failOverLocked(reports)
 	}
-	view, check := g.view, g.check
+	if served := reports[g.view.Primary].Serves; served > g.volume.Size {
+		g.volume.Size = served
+		if g.volume.Wanted <= served {
+			g.volume.Wanted = 0
+		}
+	}
+	volume, view, check := g.volume, g.view, g.check
 	var hear []*Replica
 	for id := range reports {
 		hear = append(hear, g.all[id].r)
 	}
 	g.mu.Unlock()
 	for _, r := range hear {
-		o := viewsvc.VolumeOrders{Volume: g.volume, Replica: r.ID(), View: view, Peers: peers, Check: check}
+		o := viewsvc.VolumeOrders{Volume: volume, Replica: r.ID(), View: view, Peers: peers, Check: check}
 		if r.ID() == view.Primary {
 			o.Recruit = recruits
 		}

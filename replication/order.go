@@ -75,9 +75,12 @@ func (r *Replica) commitLoop() {
 			return
 		}
 		r.logBusy = true
-		if r.beginView.Num != 0 {
+		switch {
+		case r.beginView.Num != 0:
 			r.beginTenure(&a)
-		} else {
+		case r.outgrown():
+			r.grow(&a)
+		default:
 			r.order(&a)
 		}
 		r.releaseLog()
@@ -95,9 +98,12 @@ func (r *Replica) RoomMade() {
 	r.room.Ring()
 }
 
-// beginnable tells whether a tenure is to begin, with mu held.
+// begins tells whether a VIEW record is due, with mu held.
+func (r *Replica) begins() bool { return r.beginView.Num != 0 || r.outgrown() }
+
+// beginnable tells whether there is room in the log for a VIEW record that is due, with mu held.
 func (r *Replica) beginnable() bool {
-	return r.beginView.Num != 0 && r.store.RoomFor(2*blockdev.BlockSize)
+	return r.begins() && r.store.RoomFor(2*blockdev.BlockSize)
 }
 
 // orderable tells whether there are writes, and room for them, with mu held. store.OnRoom wakes the committer when the
@@ -123,14 +129,11 @@ func frameRoom(payload int) int { return payload + payload/16 + 64<<10 }
 func (r *Replica) beginTenure(a *after) {
 	v := r.beginView
 	r.beginView = viewsvc.View{}
-	fb := r.getFrame()
-	fb.add(wal.Record{Kind: wal.KindView, Block: uint64(v.Num)}, nil, nil)
 	if r.core.State() != StateOpening || r.core.View().Tenure != v.Tenure {
-		r.putFrame(fb)
 		return
 	}
 	r.end, r.begun = r.store.Marks().End, v.Tenure
-	r.seal(fb, a, true)
+	fb := r.sealView(v.Num, a)
 	r.core.TenureBegun(v.Tenure, r.end)
 	r.write(fb, a, true)
 }

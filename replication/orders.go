@@ -64,6 +64,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	}
 	r.ordersView = max(r.ordersView, o.View.Num)
 	r.idle.Broadcast() // to clients that wait in Attach
+	r.makeRoom()
 	moved := false
 	for _, p := range o.Peers {
 		moved = moved || r.peers[p.Replica].Addr != p.Addr
@@ -125,6 +126,7 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 		c := r.checked
 		rep.Check = &c
 	}
+	r.reportSize(&rep)
 	if r.failed != nil {
 		rep.Error = r.failed.Error()
 	}

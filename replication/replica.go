@@ -99,9 +99,10 @@ type Replica struct {
 	beginView  viewsvc.View    // a tenure whose VIEW record is to be appended; Num 0: none
 	begun      viewsvc.ViewNum // newest tenure whose VIEW record was sealed: from then on end is right
 	end        wal.LSN         // last LSN that was given out
-	inflight   *frameBuf       // sealed and sent, not yet in the log
-	logged     uint64          // bytes of the frames that were sealed
-	streams    []*stream       // in the order in which they were opened
+	growth     growth
+	inflight   *frameBuf // sealed and sent, not yet in the log
+	logged     uint64    // bytes of the frames that were sealed
+	streams    []*stream // in the order in which they were opened
 	nextStream uint64
 	peers      map[viewsvc.ReplicaID]viewsvc.Peer
 	askSync    bool // a flush waits: ask the peers to sync with the next Confirm
@@ -166,6 +167,7 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),
 		sessions: map[*session]struct{}{}, named: map[string]*session{}, memories: map[string]*memory{},
 		peers: map[viewsvc.ReplicaID]viewsvc.Peer{}}
+	r.growth.offered.Store(r.store.Size())
 	r.core.SetSync(hard.Volume.Sync)
 	r.core.SetMinCopies(hard.Volume.MinCopies)
 	r.work, r.idle, r.readers = rt.Cond(r.mu), rt.Cond(r.mu), rt.Cond(r.mu)
@@ -254,7 +256,7 @@ func (r *Replica) takeLog() bool {
 func (r *Replica) releaseLog() {
 	r.logBusy = false
 	r.idle.Broadcast()
-	if len(r.queue) > 0 || r.beginView.Num != 0 {
+	if len(r.queue) > 0 || r.begins() {
 		r.work.Broadcast()
 	}
 }

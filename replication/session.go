@@ -48,9 +48,14 @@ type session struct {
 	gone bool       // the client does not want any back
 }
 
-// Geometry implements blockdev.Device.
+// Geometry implements blockdev.Device. A replica that does not serve yet tells what it will serve at least.
 func (r *Replica) Geometry() blockdev.Geometry {
-	return blockdev.Geometry{Size: r.store.Identity().Size}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.core.State() != StateOpen {
+		return blockdev.Geometry{Size: r.store.Size()}
+	}
+	return blockdev.Geometry{Size: r.growth.offered.Load()}
 }
 
 // Attach implements blockdev.Device. Older generations of the same session are fenced under the lock that orders
@@ -276,7 +281,7 @@ func shift[T any](list []T, n int) []T {
 // Submit implements blockdev.Session.
 func (s *session) Submit(burst []*blockdev.Request) {
 	r := s.r
-	size := r.store.Identity().Size
+	size := r.growth.offered.Load()
 	var now []*blockdev.Request // wrong or trivial; completed at the end. Rarely used.
 	writes, reads, flushes := 0, 0, 0
 	for _, q := range burst {

@@ -43,7 +43,7 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 	}
 	if reach && w.Copying { // only the image has to be completed
 		c := &regionCopy{base: base, changes: s.changes(base, common), floor: w.Committed}
-		return plan{next: common + 1, copy: c, how: startCopy{Keep: true, To: common, Base: base}}, nil
+		return plan{next: common + 1, copy: c, how: startCopy{Size: st.Size(), Keep: true, To: common, Base: base}}, nil
 	}
 	var changes *blockdev.Changes
 	if reach {
@@ -57,7 +57,7 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 		return plan{}, err
 	}
 	c := &regionCopy{base: base, changes: changes}
-	return plan{next: to + 1, copy: c, how: startCopy{To: to, Chain: chain, Base: base, Epochs: st.Epochs()}}, nil
+	return plan{next: to + 1, copy: c, how: startCopy{Size: st.Size(), To: to, Chain: chain, Base: base, Epochs: st.Epochs()}}, nil
 }
 
 // cheaper are the blocks that the log changed from where a learner's image is to where everything is committed, if sending
@@ -321,9 +321,10 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 	if err != nil {
 		return err
 	}
+	size := r.store.Size() // of the region, or larger: it may have grown since
 	body := encodeRegion(&c.img)
 	r.mu.Lock()
-	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf)}.encode(body))
+	q.pushEncoded(msg{Type: msgRegion, View: r.core.View().Num, A: uint64(g), B: uint64(asOf), Nonce: size}.encode(body))
 	s.copyBytes += uint64(len(body))
 	r.mu.Unlock()
 	q.flush()

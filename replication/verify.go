@@ -32,8 +32,11 @@ const (
 
 var errCheckCut = errors.New("replication: the view changed while its members were compared; start again")
 
-// digest is of a region's sums.
+// digest is of a region's sums. Zeroes at its end do not count: replicas need not be equally large.
 func digest(sums []uint32) uint32 {
+	for len(sums) > 0 && sums[len(sums)-1] == 0 {
+		sums = sums[:len(sums)-1]
+	}
 	b := make([]byte, 0, 4*len(sums))
 	for _, s := range sums {
 		b = binary.LittleEndian.AppendUint32(b, s)
@@ -89,9 +92,10 @@ func (r *Replica) scrubNow() error {
 // verifyNow compares all regions, and mends and compares again those that differ.
 func (r *Replica) verifyNow() error {
 	found, err := r.compare(func(yield func(int) bool) {
-		for region := range r.store.Regions() {
+		size := r.Geometry().Size // what is beyond it is no member's yet
+		for region := range int((size + blockdev.RegionBytes - 1) / blockdev.RegionBytes) {
 			r.mu.Lock()
-			r.checked.Blocks = min(uint64(region+1)*blockdev.RegionBlocks, r.store.Blocks())
+			r.checked.Blocks = min(uint64(region+1)*blockdev.RegionBlocks, size/blockdev.BlockSize)
 			r.mu.Unlock()
 			if !yield(region) {
 				return

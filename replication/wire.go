@@ -27,7 +27,7 @@ import (
 //	24      8     a: Ack written LSN; Start common point; Region, Digest and Sums number; Mend block; Block as-of LSN
 //	32      8     b: Ack durable LSN; Region as-of LSN; Digest crc32c of the region's sums; Start and Copy the primary's log end; Confirm length of the grant, ns
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
-//	48      8     nonce
+//	48      8     nonce; Region the size of the primary's disk
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
 //	60      4     zero
 //	64      8     lease: Confirm until when the primary relies on the grant that it asks for, by its own clock; Ack the same
@@ -280,6 +280,7 @@ type startCopy struct {
 	To     wal.LSN             `json:"to"`
 	Chain  uint32              `json:"chain"`
 	Epochs blockdev.EpochIndex `json:"epochs"`
-	Base   wal.LSN             `json:"base"` // regions changed after it are sent
-	Keep   bool                `json:"keep"` // keep the log: only regions are missing, from a copy begun earlier
+	Base   wal.LSN             `json:"base"`           // regions changed after it are sent
+	Size   uint64              `json:"size,omitempty"` // of the primary's disk
+	Keep   bool                `json:"keep"`           // keep the log: only regions are missing, from a copy begun earlier
 }
