@@ -6,9 +6,10 @@ import (
 
 // Limits of reading.
 const (
-	readerCount  = 4  // goroutines per replica: a read that misses the page cache waits in one
-	maxReadBurst = 16 // requests that one of them takes at a time
-	maxReadsHere = 64 // of a burst that Submit answers itself
+	readerCount   = 4  // goroutines per replica: a read that misses the page cache waits in one
+	maxReadBurst  = 16 // requests that one of them takes at a time
+	maxReadsHere  = 64 // of a burst that Submit answers itself
+	readsPerReply = 8  // of those, how many are given back at a time: the client works on them while the next are read
 )
 
 // readReq is a read on its way. ticket is the core's: it may be answered when that is confirmed.
@@ -84,6 +85,10 @@ func (s *session) readHere() {
 	for _, q := range s.here {
 		if r.store.ReadCached(q.Offset/blockdev.BlockSize, q.Data) {
 			done = append(done, q)
+			if len(done) == readsPerReply {
+				s.complete(done)
+				done = done[:0]
+			}
 		} else {
 			missed = append(missed, q)
 		}

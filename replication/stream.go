@@ -44,6 +44,7 @@ type stream struct {
 	// Guarded by Replica.mu.
 	conn   net.Conn // the present connection, also while it is greeted
 	tasks  int      // goroutines that serve it
+	over   Cond     // tasks fell
 	id     uint64   // of the present connection, once it was greeted
 	q      *sendq
 	up     bool // greetings were exchanged; messages may be queued
@@ -81,7 +82,7 @@ func (r *Replica) reconcileStreams() {
 	}
 	for _, id := range want {
 		if r.streamTo(id) == nil {
-			s := &stream{r: r, peer: id, tenure: tenure, retry: r.rt.Alarm()}
+			s := &stream{r: r, peer: id, tenure: tenure, retry: r.rt.Alarm(), over: r.rt.Cond(r.mu)}
 			s.ctx, s.cancel = context.WithCancel(r.ctx)
 			r.streams = append(r.streams, s)
 			r.start(s.loop)
@@ -253,7 +254,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	}
 	r.mu.Lock()
 	for s.tasks > 0 {
-		r.idle.Wait()
+		s.over.Wait()
 	}
 	s.up, s.direct = false, false
 	r.mu.Unlock()
@@ -272,7 +273,7 @@ func (s *stream) task(f func()) {
 		defer func() {
 			r.mu.Lock()
 			s.tasks--
-			r.idle.Broadcast()
+			s.over.Broadcast()
 			r.mu.Unlock()
 		}()
 		f()

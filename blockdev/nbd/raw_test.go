@@ -224,6 +224,7 @@ func metaData(name string, queries ...string) []byte {
 type puppet struct {
 	size     uint64
 	readOnly bool
+	block    chan struct{} // its sessions'
 
 	mu        sync.Mutex
 	attachErr error
@@ -244,7 +245,7 @@ func (p *puppet) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Cli
 	if p.attachErr != nil {
 		return nil, p.attachErr
 	}
-	s := &puppetSession{id: id, client: c, arrived: make(chan []*blockdev.Request, 1000), closed: make(chan struct{})}
+	s := &puppetSession{id: id, client: c, arrived: make(chan []*blockdev.Request, 1000), closed: make(chan struct{}), block: p.block}
 	p.attached <- s
 	return s, nil
 }

@@ -172,12 +172,12 @@ func wantQuiet(t *testing.T, s *puppetSession) {
 // A Submit that blocks does not keep back the replies to earlier requests.
 func TestRepliesLeaveWhileSubmitBlocks(t *testing.T) {
 	dev := newPuppet(testSize)
+	dev.block = make(chan struct{}, 2)
 	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "a", Device: dev}}})
 	r := dialRaw(t, addr)
 	r.attach("a")
 	s := within(t, "attach", dev.attached)
-	s.block = make(chan struct{}, 2)
-	s.block <- struct{}{}
+	dev.block <- struct{}{}
 	r.request(0, cmdTrim, 1, 0, 512)
 	first := s.take(t, 1)
 	r.request(0, cmdTrim, 2, 0, 512)
@@ -185,7 +185,7 @@ func TestRepliesLeaveWhileSubmitBlocks(t *testing.T) {
 	time.Sleep(time.Millisecond)
 	s.client.Complete(first)
 	r.wantSimple(0, 1)
-	s.block <- struct{}{}
+	dev.block <- struct{}{}
 	s.client.Complete(second)
 	r.wantSimple(0, 2)
 }
@@ -194,16 +194,16 @@ func TestRepliesLeaveWhileSubmitBlocks(t *testing.T) {
 // ordered; replies of before are not owed either.
 func TestConnectionUnreadForTooLongIsClosed(t *testing.T) {
 	dev := newPuppet(testSize)
+	dev.block = make(chan struct{})
 	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "a", Device: dev}}, MaxUnread: 20 * time.Millisecond})
 	r := dialRaw(t, addr)
 	r.attach("a")
 	s := within(t, "attach", dev.attached)
-	s.block = make(chan struct{})
 	r.request(0, cmdTrim, 1, 0, 512)
 	s.take(t, 1)
 	r.request(0, cmdTrim, 2, 0, 512)
 	time.Sleep(30 * time.Millisecond)
-	close(s.block)
+	close(dev.block)
 	r.wantEnd()
 	within(t, "Session.Close", s.closed)
 	if len(s.arrived) != 0 {

@@ -13,7 +13,7 @@ import (
 // back-pressure, must not keep the replies of others for long; and data is best sent while it is in the processor's cache.
 const (
 	holdTime    = 100 * time.Microsecond
-	holdReplies = 64
+	holdReplies = 8 // the client works on these while the next are made
 	holdBytes   = 256 << 10
 )
 

@@ -132,6 +132,9 @@ type socketReader struct {
 	once  func(fd uintptr) bool
 }
 
+// Read implements io.Reader.
+func (r *socketReader) Read(p []byte) (int, error) { return r.readv(p, nil) }
+
 // readv implements vectorReader. It waits until something comes.
 func (r *socketReader) readv(p, rest []byte) (int, error) {
 	for i, b := range [2][]byte{p, rest} {
@@ -151,10 +154,12 @@ func (r *socketReader) readv(p, rest []byte) (int, error) {
 	return r.n, nil
 }
 
-// tryReadv does one system call on a non-blocking descriptor; false makes the runtime wait for more.
+// tryReadv does one system call on a non-blocking descriptor; false makes the runtime wait for more. The call is raw, as
+// in writev: it does not wait, and to tell the scheduler of each, which then looks for other work in vain, costs as much as
+// moving 4 KiB.
 func (r *socketReader) tryReadv(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov)), uintptr(len(r.iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov)), uintptr(len(r.iov)))
 		switch errno {
 		case unix.EINTR:
 			continue
@@ -184,7 +189,7 @@ func (s *socket) lastWords(p []byte) {
 // writev does one system call on a non-blocking descriptor.
 func (s *socket) writev(fd uintptr) {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.iov))), uintptr(len(s.iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.iov))), uintptr(len(s.iov)))
 		switch errno {
 		case 0:
 			s.n = int(n)

@@ -93,7 +93,9 @@ func TestClientSeesAFailoverUnderLoadAsAPause(t *testing.T) {
 // TestPrimarysErrorsReachTheClient is G1, the other way round.
 func TestPrimarysErrorsReachTheClient(t *testing.T) {
 	c := startCluster(t, 1, nil)
+	c.disk.mu.Lock()
 	c.disk.failing = map[uint64]error{0: blockdev.ErrIO, 4096: blockdev.ErrNoSpace}
+	c.disk.mu.Unlock()
 	d := c.dial()
 	if _, err := d.ReadAt(page("x"), 0); !errors.Is(err, blockdev.ErrIO) {
 		t.Errorf("read of a bad block: %v, want ErrIO", err)
