@@ -112,17 +112,17 @@
 //
 // A Confirm on behalf of reads also asks for a grant of G: the peer promises not to open a tenure of its own (Opening →
 // Open) for G from the moment when it took the request from its stream. The primary relies on a grant for
-// L = 0.9 G − 20 ms from the moment when it asked, and holds a lease while it relies on a grant of every other member of
-// R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs nobody else is open, and
+// L = 0.8 G from the moment when it asked (one clock may be a fifth slower), and holds a lease while it relies on a grant
+// of every other member of R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs nobody else is open, and
 // what this replica has committed is everything that was acknowledged.
 //
-//   - G is between 100 and 300 ms: three times the slowest recent round trip. It is in each request, and a peer refuses
+//   - G is between 30 and 300 ms: three times the slowest recent round trip. It is in each request, and a peer refuses
 //     to promise more. After a restart a replica waits 300 ms before it opens: it does not know what it promised.
 //   - A promise ends early when the primary returns it (handover), or answers in the new primary's tenure: then it has
 //     left the one in which it relied on it. Otherwise only its time ends it. A connection that breaks, or a
 //     port that refuses connections, proves nothing: a firewall can do either to a primary that goes on serving.
 //   - Only reads ask: the first one, and the first after each sixth of G. A volume that is not read gives no promises and
-//     fails over as fast as without leases; one that is read waits up to G (100 ms where answers come in 33 ms) longer.
+//     fails over as fast as without leases; one that is read waits up to G (30 ms where answers come in 10 ms) longer.
 //     A lapsed lease costs a confirmation, never an error.
 //   - Time is CLOCK_BOOTTIME, which goes on while a machine sleeps, and is given to Core with its events. Where it is not
 //     made from a counter in the processor (tsc, the ARM counter) a node neither asks nor promises, and every read

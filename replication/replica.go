@@ -73,7 +73,7 @@ type Replica struct {
 
 	mu      sync.Locker // guards everything below
 	work    Cond        // to the committer: something to order
-	idle    Cond        // logBusy ended, a session's busy fell, a goroutine ended
+	idle    Cond        // logBusy ended, a session's busy fell, a goroutine ended: who waits for it does not wait for long
 	running int         // goroutines that Close waits for
 	core    *Core
 	hard    hardState
@@ -96,9 +96,10 @@ type Replica struct {
 	readWait   []readReq    // reads without a confirmed ticket; by ticket
 	readQueue  []readReq    // reads to be done by the readers
 	readers    Cond
-	beginView  viewsvc.View    // a tenure whose VIEW record is to be appended; Num 0: none
-	begun      viewsvc.ViewNum // newest tenure whose VIEW record was sealed: from then on end is right
-	end        wal.LSN         // last LSN that was given out
+	reads      struct{ atOnce, confirmed uint64 } // since the start: under a lease or alone, and after a question to the peers
+	beginView  viewsvc.View                       // a tenure whose VIEW record is to be appended; Num 0: none
+	begun      viewsvc.ViewNum                    // newest tenure whose VIEW record was sealed: from then on end is right
+	end        wal.LSN                            // last LSN that was given out
 	growth     growth
 	inflight   *frameBuf // sealed and sent, not yet in the log
 	logged     uint64    // bytes of the frames that were sealed

@@ -64,10 +64,11 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	s := &session{r: r, id: id, client: c}
 	r.mu.Lock()
 	r.awaitOpen(ctx)
+	name := r.hard.Volume.Name // it is told after mu was given up
 	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() || !r.heardOrders() {
 		why := r.notPrimary(id)
 		r.mu.Unlock()
-		return nil, fmt.Errorf("attach to %s: state %v: %w", r.hard.Volume.Name, st, why)
+		return nil, fmt.Errorf("attach to %s: state %v: %w", name, st, why)
 	}
 	if err := r.mayAttach(id); err != nil {
 		r.mu.Unlock()
@@ -82,7 +83,7 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 		if s.mem.generation >= id.Generation {
 			r.mu.Unlock()
 			return nil, fmt.Errorf("attach to %s: generation %d of a session that is at %d: %w",
-				r.hard.Volume.Name, id.Generation, s.mem.generation, blockdev.ErrSessionClosed)
+				name, id.Generation, s.mem.generation, blockdev.ErrSessionClosed)
 		}
 		s.mem.generation = id.Generation
 		old = r.named[id.Name]
@@ -303,13 +304,13 @@ func (s *session) Submit(burst []*blockdev.Request) {
 		}
 	}
 	if writes+reads+flushes > 0 {
-		s.admit(burst, now, reads > 0)
+		s.admit(burst, now, reads)
 	}
 	s.complete(now)
 }
 
 // admit puts a burst that was looked at into the queues.
-func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
+func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 	r, a := s.r, &s.a
 	r.mu.Lock()
 	if s.closed {
@@ -318,8 +319,13 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads bool) {
 	}
 	var ticket uint64
 	var readNow bool
-	if reads {
+	if reads > 0 {
 		ticket, readNow = r.core.ReadTicket(r.opts.Clock())
+		if readNow {
+			r.reads.atOnce += uint64(reads)
+		} else {
+			r.reads.confirmed += uint64(reads)
+		}
 	}
 	for _, q := range burst {
 		if len(skip) > 0 && skip[0] == q {

@@ -11,6 +11,10 @@ type ReplicaStats struct {
 	Name    string // of the volume
 	Members int    // of the view that it knows
 	LogFill float64
+
+	// Reads that clients sent since the start: those that the primary could answer as it was, under a lease or because it
+	// has no peers, and those for which it asked its peers.
+	ReadsAtOnce, ReadsConfirmed uint64
 }
 
 // NodeStats are a node's numbers now.
@@ -31,5 +35,6 @@ func (r *Replica) stats() ReplicaStats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s.Name, s.Members = r.hard.Volume.Name, len(r.core.View().Members())
+	s.ReadsAtOnce, s.ReadsConfirmed = r.reads.atOnce, r.reads.confirmed
 	return s
 }

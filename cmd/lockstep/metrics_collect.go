@@ -89,6 +89,9 @@ func (e emit) node(s replication.NodeStats) {
 		e.gauge("replica_commit_lag_records", "Records in the log that are not committed.", float64(r.LogEnd-min(r.Commit, r.LogEnd)), v...)
 		e.gauge("replica_apply_lag_records", "Committed records that are not in the image.", float64(r.Commit-min(r.Applied, r.Commit)), v...)
 		e.gauge("replica_log_fill_ratio", "Part of the log that cannot be reused before a checkpoint.", r.LogFill, v...)
+		const reads = "Reads that clients sent to this primary, by how it knew that it still is one: a lease (or it has no peers), or asking its peers."
+		e.counter("replica_reads_total", reads, float64(r.ReadsAtOnce), "volume", r.Name, "by", "lease")
+		e.counter("replica_reads_total", reads, float64(r.ReadsConfirmed), "volume", r.Name, "by", "asking")
 		for _, list := range [][]viewsvc.Progress{r.Lag, r.Learners} {
 			for _, p := range list {
 				e.gauge("replica_peer_lag_bytes", "What a peer of this primary lacks, estimated.", float64(p.BytesLeft), "volume", r.Name, "peer", string(p.Replica))

@@ -161,7 +161,7 @@ func (n *nemesis) do(f fault, m *machine) {
 		if p := m.p; p != nil {
 			rate := []float64{0.02, 0.5, 0.9, 1.1, 2}[w.rng.IntN(5)]
 			if c.leases { // what leases are made for
-				rate = []float64{0.96, 1.04}[w.rng.IntN(2)]
+				rate = []float64{0.9, 1.1}[w.rng.IntN(2)]
 			}
 			w.tr("the clock of %s runs at %v", p.name, rate)
 			n.during(func() { p.setRate(rate) }, func() { p.setRate(1) })
