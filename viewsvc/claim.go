@@ -22,6 +22,7 @@ type Claim struct {
 	Num   uint64 `json:"num"` // grows with every change
 	Era   uint64 `json:"era"`
 	Owner string `json:"owner,omitempty"` // name of a session
+	Start uint64 `json:"start,omitempty"` // Num when the owner's present process asked: its generation, which no clock gives
 	Host  string `json:"host,omitempty"`  // where its process is, for people
 	PID   int    `json:"pid,omitempty"`
 	Since int64  `json:"since,omitempty"` // seconds since 1970, by the leader's clock
@@ -61,6 +62,7 @@ const (
 type ClaimChange struct {
 	Act   ClaimAct `json:"act"`
 	Owner string   `json:"owner,omitempty"`
+	Start uint64   `json:"start,omitempty"` // of hold and release: the Claim's, so that a former process does not speak for the next; 0 is any
 	Host  string   `json:"host,omitempty"`
 	PID   int      `json:"pid,omitempty"`
 }
@@ -98,7 +100,7 @@ func (s *State) applyClaim(c Command) (Result, error) {
 // nextClaim is the claim that a change asks for.
 func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
 	cur := v.Claim
-	mine := Claim{Num: cur.Num, Era: cur.Era, Owner: c.Owner, Host: c.Host, PID: c.PID, Since: now.Unix()}
+	mine := Claim{Num: cur.Num, Era: cur.Era, Owner: c.Owner, Start: cur.Num + 1, Host: c.Host, PID: c.PID, Since: now.Unix()}
 	switch c.Act {
 	case ClaimAsk, ClaimTakeOver:
 		switch {
@@ -111,7 +113,7 @@ func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
 		}
 		return mine, nil
 	case ClaimHold:
-		if cur.Owner != c.Owner {
+		if !cur.by(c) {
 			return cur, claimedError(v.Name, cur)
 		}
 		if !cur.Held {
@@ -119,7 +121,7 @@ func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
 		}
 		return cur, nil
 	case ClaimRelease:
-		if cur.Owner != c.Owner {
+		if !cur.by(c) {
 			return cur, nil // it was taken over; there is nothing to give up
 		}
 		return Claim{Num: cur.Num, Era: cur.Era}, nil
@@ -127,6 +129,11 @@ func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
 		return Claim{Num: cur.Num, Era: cur.Era + 1}, nil
 	}
 	return cur, fmt.Errorf("%w: claim act %q is unknown", ErrInvalid, c.Act)
+}
+
+// by tells whether a change is asked for by the owner's present process.
+func (c Claim) by(o ClaimChange) bool {
+	return c.Owner == o.Owner && (o.Start == 0 || o.Start == c.Start)
 }
 
 func claimedError(volume string, c Claim) error {

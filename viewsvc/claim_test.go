@@ -60,6 +60,43 @@ func TestOneOwnerAtATime(t *testing.T) {
 	}
 }
 
+// The later process wins, also when it looks the same as the one before (process 1 of a container), and when the leader's
+// clock has gone back; the former one, which may wake up at any time, does not give up what is the other's.
+func TestFormerProcessOfAnOwnerDoesNotSpeakForTheNext(t *testing.T) {
+	s := newVolume(t)
+	do := func(hour int64, act ClaimAct, start uint64) (Claim, error) {
+		now := time.Unix(1_000_000_000+hour*3600, 0)
+		r, err := s.Apply(Command{Op: OpClaim, Volume: vol, Time: now, Claim: &ClaimChange{Act: act, Owner: "a", Host: "h", PID: 1, Start: start}})
+		return r.Claim, err
+	}
+	var starts []uint64
+	for hour, act := range []ClaimAct{ClaimAsk, ClaimAsk, ClaimTakeOver} {
+		c, err := do(-int64(hour), act, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		starts = append(starts, c.Start)
+	}
+	if !(0 < starts[0] && starts[0] < starts[1] && starts[1] < starts[2]) {
+		t.Errorf("generations %d", starts)
+	}
+	if _, err := do(0, ClaimHold, starts[1]); !errors.Is(err, ErrClaimed) {
+		t.Errorf("a former process holds the claim: %v", err)
+	}
+	if held, err := do(0, ClaimHold, starts[2]); err != nil || !held.Held || held.Start != starts[2] {
+		t.Errorf("%+v, %v", held, err)
+	}
+	if c, err := do(0, ClaimRelease, starts[0]); err != nil || c.Owner != "a" {
+		t.Errorf("a former process has given up the claim: %+v, %v", c, err)
+	}
+	if c, err := do(0, ClaimRelease, starts[2]); err != nil || c.Owner != "" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if c, err := do(-9, ClaimAsk, 0); err != nil || c.Start <= starts[2] {
+		t.Errorf("asked again when it was free: %+v, %v", c, err)
+	}
+}
+
 func TestSessionsOfAnEarlierEraNeverComeBack(t *testing.T) {
 	c := Claim{Era: 3, Owner: "a", Held: true}
 	for _, tc := range []struct {

@@ -80,7 +80,6 @@ its volumes back after it died (default: a new one at each start)`)
 			if err := exportname.CheckSession(attach.Session); err != nil {
 				return usagef("gateway: --session: %w", err)
 			}
-			attach.Generation = uint64(time.Now().Unix()) // grows from start to start
 		}
 		view, err := servers("")
 		if err != nil {

@@ -15,6 +15,10 @@ import (
 	"lockstep/viewsvc"
 )
 
+// holdGrace is how long an exclusive client waits behind another one of this gateway before it is refused: a connection
+// that has just been closed is not noticed in an instant.
+const holdGrace = 200 * time.Millisecond
+
 // releaseTimeout bounds the giving up of a claim. If that fails the claim stays, and the next owner has to take it over.
 const releaseTimeout = 3 * time.Second
 
@@ -22,7 +26,8 @@ const releaseTimeout = 3 * time.Second
 type AttachOptions struct {
 	// Session is the client's identity, unique to it and the same over restarts of the process. "" makes one up.
 	Session string
-	// Generation grows by each start of a process that attaches as Session: it fences what the former process sent.
+	// Generation grows by each start of a process that attaches as Session: it fences what the former process sent. An
+	// exclusive attachment needs none: the view service gives it one with the claim.
 	Generation uint64
 
 	Exclusive bool // refuse everybody else, and to attach while anybody else is attached
@@ -77,8 +82,12 @@ type hold struct {
 	gone   chan struct{} // closed when the volume is free
 }
 
-// takeHold makes sure that a volume has one exclusive client here. Behind one that is just going it waits.
+// takeHold makes sure that a volume has one exclusive client here. Behind one that is just going it waits until it has
+// gone.
 func (g *Gateway) takeHold(ctx context.Context, v viewsvc.Volume) (*hold, error) {
+	grace := time.NewTimer(holdGrace)
+	defer grace.Stop()
+	patient := true
 	for {
 		g.mu.Lock()
 		h := g.holds[v.ID]
@@ -90,11 +99,16 @@ func (g *Gateway) takeHold(ctx context.Context, v viewsvc.Volume) (*hold, error)
 		}
 		ending := h.ending
 		g.mu.Unlock()
-		if !ending {
+		var over <-chan time.Time
+		if !ending && patient {
+			over = grace.C
+		} else if !ending {
 			return nil, fmt.Errorf("gateway: %w: volume %s is attached by another client of this gateway; detach it there", blockdev.ErrExclusive, v.Name)
 		}
 		select {
 		case <-h.gone:
+		case <-over:
+			patient = false
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -135,7 +149,7 @@ func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev
 	}
 	giveUp := func() {
 		if !claim.Held { // else it is the same client's from before
-			g.release(name, owner)
+			g.release(name, owner, claim.Start)
 		}
 		g.dropHold(d.st.Volume.ID)
 	}
@@ -145,9 +159,11 @@ func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev
 		return nil, err
 	}
 	s.alone = h
+	s.start = claim.Start
+	s.generation = max(s.generation, claim.Start<<32)
 	conn, r, err := s.reach(ctx)
 	if err == nil {
-		if _, err = g.views.Claim(ctx, name, viewsvc.ClaimChange{Act: viewsvc.ClaimHold, Owner: owner}); err != nil {
+		if _, err = g.views.Claim(ctx, name, viewsvc.ClaimChange{Act: viewsvc.ClaimHold, Owner: owner, Start: claim.Start}); err != nil {
 			conn.Close()
 		}
 	}
@@ -186,10 +202,10 @@ func (g *Gateway) nextGeneration(s *session) uint64 {
 }
 
 // release gives a claim up, as well as it can.
-func (g *Gateway) release(volume, owner string) {
+func (g *Gateway) release(volume, owner string, start uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
-	_, err := g.views.Claim(ctx, volume, viewsvc.ClaimChange{Act: viewsvc.ClaimRelease, Owner: owner})
+	_, err := g.views.Claim(ctx, volume, viewsvc.ClaimChange{Act: viewsvc.ClaimRelease, Owner: owner, Start: start})
 	g.emit(Event{Kind: EventReleased, Volume: volume, Session: owner, Err: err})
 }
 
@@ -199,7 +215,7 @@ func (s *session) endHold() {
 		return
 	}
 	if !s.opts.Keep && !s.isEvicted() {
-		s.v.g.release(s.v.name, s.name)
+		s.v.g.release(s.v.name, s.name, s.start)
 	}
 	s.v.g.dropHold(s.v.id)
 	s.alone = nil

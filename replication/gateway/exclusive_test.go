@@ -153,6 +153,35 @@ func TestDetachAllEndsEveryClient(t *testing.T) {
 	writeByte(t, mustDial(t, plain), 'd')
 }
 
+// The former process of a session may be alive still, stopped or cut off from the view service, when the next one comes. No
+// clock decides which is the later.
+func TestLaterProcessOfASessionEndsTheFormer(t *testing.T) {
+	c := startReal(t, 1)
+	first, g := c.gateway(AttachOptions{Session: "s", Exclusive: true})
+	d := mustDial(t, first)
+	writeByte(t, d, 'a')
+	tries := uint64(0)
+	for _, b := range []byte("bc") {
+		next, h := c.gateway(AttachOptions{Session: "s", Exclusive: true})
+		e := mustDial(t, next)
+		writeByte(t, e, b)
+		eventually(t, "the former one tries to come back", func() bool {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			before := tries
+			tries = g.generations[string(g.known["vol0"].Volume.ID)+"s"]
+			return before > 0 && tries > before
+		})
+		if got := readByte(t, e); got != b {
+			t.Errorf("the disk has %q, want %q", got, b)
+		}
+		d.Close() // the former one's client goes; that is nothing to the next
+		eventually(t, "the former session has ended", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.sessions == 0 })
+		writeByte(t, e, b)
+		d, g, tries = e, h, 0
+	}
+}
+
 // TestKeptClaimIsForTheSameSessionOnly is what `lockstep attach` relies on: its process is killed and started again
 // while a file system is mounted.
 func TestKeptClaimIsForTheSameSessionOnly(t *testing.T) {

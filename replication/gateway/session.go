@@ -89,7 +89,8 @@ type session struct {
 	name   string // its identity at the nodes
 	era    uint64 // in which it began (viewsvc.Claim.SessionEra)
 	opts   AttachOptions
-	alone  *hold // of an exclusive client
+	alone  *hold  // of an exclusive client
+	start  uint64 // its claim's (viewsvc.Claim.Start)
 
 	numbers string // the space that its requests' numbers are in (G12)
 
