@@ -35,7 +35,7 @@ func (s *Store) prepareLocked(size uint64) error {
 		}
 	}
 	if err := s.extendFiles(size); err != nil {
-		return fmt.Errorf("blockdev: grow from %d to %d bytes: %w", s.Size(), size, err)
+		return fmt.Errorf("blockdev: grow to %d bytes: %w", size, err)
 	}
 	s.growTables(size)
 	s.room.Store(size)
@@ -72,25 +72,24 @@ func (s *Store) Grow(size uint64) error {
 func (s *Store) extendFiles(size uint64) error {
 	for _, f := range []struct {
 		vfs.File
-		name   string
 		length int64
 	}{
-		{s.image.File, imageName, imageFileSize(size)},
-		{s.sums.f.File, sumsName, sumsFileSize(size)},
-		{s.regions.f.File, regionsName, regionsFileSize(size)},
+		{s.image.File, imageFileSize(size)},
+		{s.sums.f.File, sumsFileSize(size)},
+		{s.regions.f.File, regionsFileSize(size)},
 	} {
 		have, err := f.Size()
 		if err == nil && have < f.length {
 			err = f.Truncate(f.length)
 		}
 		if refusesLength(err) {
-			return fmt.Errorf("extend %s to %d bytes: %w", f.name, f.length, err)
+			return err // it has the file's name
 		}
 		if err == nil && !s.o.broken.has(growUnsynced) {
 			err = f.Sync()
 		}
 		if err != nil {
-			return s.poison(fmt.Errorf("extend %s to %d bytes: %w", f.name, f.length, err))
+			return s.poison(err)
 		}
 	}
 	return nil

@@ -32,7 +32,9 @@ type growth struct {
 	at      wal.LSN       // of this tenure's newest VIEW record
 	size    uint64        // that it has; 0: there is none yet
 	busy    bool          // room is being made
-	err     error         // why there is none
+	err     error         // why there is none for tried bytes
+	tried   uint64
+	retry   time.Time // not to be tried again before
 }
 
 // makeRoom begins to make room for the size that the volume is to have, with mu held.
@@ -42,23 +44,21 @@ func (r *Replica) makeRoom() {
 		r.growth.err = nil
 		return
 	}
-	if r.growth.busy {
+	if r.growth.busy || want == r.growth.tried && r.rt.Now().Before(r.growth.retry) {
 		return
 	}
-	r.growth.busy = true
-	r.start(func() { // ends when there is room, or some time after there was none
+	r.growth.busy, r.growth.tried = true, want
+	r.start(func() { // ends when the file system has answered
 		err := r.store.Prepare(want)
+		var a after
 		r.mu.Lock()
-		r.growth.err = err
+		r.growth.busy, r.growth.err, r.growth.retry = false, err, r.rt.Now().Add(growRetry)
+		if err != nil {
+			r.event(&a, Event{Kind: EventNoRoom, Err: err})
+		}
 		r.work.Broadcast() // the primary may have waited for its own
 		r.mu.Unlock()
-		if err != nil {
-			r.opts.OnEvent(Event{Kind: EventNoRoom, Volume: r.Volume().Name, Replica: r.id, Err: err})
-			sleep(r.ctx, r.rt, growRetry)
-		}
-		r.mu.Lock()
-		r.growth.busy = false
-		r.mu.Unlock()
+		r.finish(&a)
 	})
 }
 

@@ -170,7 +170,11 @@ func (m *Monitor) Changed(c Command, r Result) {
 	case OpClaim:
 		m.event(Event{Kind: EventClaim, Volume: r.Volume, Text: fmt.Sprintf("%s: %v", c.Claim.Act, r.Claim)})
 	case OpResize:
-		m.event(Event{Kind: EventVolumeResize, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
+		text := fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)
+		if c.Size == r.Size {
+			text = fmt.Sprintf("no more: it keeps its %d bytes", r.Size)
+		}
+		m.event(Event{Kind: EventVolumeResize, Volume: r.Volume, Text: text})
 	case OpGrown:
 		m.event(Event{Kind: EventVolumeGrown, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
 	case OpInit, OpAssign, OpUnassign:

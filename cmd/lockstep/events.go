@@ -187,6 +187,10 @@ func eventPhrase(k viewsvc.EventKind) string {
 		return "created"
 	case viewsvc.EventVolumeDeleted:
 		return "deleted"
+	case viewsvc.EventVolumeResize:
+		return "wanted larger"
+	case viewsvc.EventVolumeGrown:
+		return "has become larger"
 	case viewsvc.EventVolumeGone:
 		return "its last copy is gone"
 	case viewsvc.EventVolumeRefused:

@@ -82,6 +82,7 @@ func (e emit) node(s replication.NodeStats) {
 		e.gauge("replica_role", "1 for the role that this node's replica has.", 1, "volume", r.Name, "role", string(r.Role))
 		e.gauge("replica_view", "Number of the newest view that the replica knows.", float64(r.View), v...)
 		e.gauge("replica_tenure", "View in which the primary took office.", float64(r.Tenure), v...)
+		e.gauge("replica_room_bytes", "Size of a volume that the replica has room for.", float64(r.Room), v...)
 		e.gauge("replica_members", "Members of that view.", float64(r.Members), v...)
 		e.gauge("replica_log_end", "Last record of the log.", float64(r.LogEnd), v...)
 		e.gauge("replica_commit", "Last committed record.", float64(r.Commit), v...)
@@ -125,6 +126,7 @@ func (e emit) viewd(cluster viewsvc.ClusterStatus, leads bool) {
 		for _, s := range []volumeState{stateSafe, stateDegraded, stateUnavailable} {
 			e.flag("volume_state", "1 for the state that a volume is in.", s == state, "volume", vs.Volume.Name, "state", string(s))
 		}
+		e.gauge("volume_size_bytes", "Size that clients are told.", float64(vs.Volume.Size), v...)
 		e.gauge("volume_view", "Number of the volume's view.", float64(vs.View.Num), v...)
 		e.gauge("volume_members", "Members of the volume's view.", float64(len(vs.View.Members())), v...)
 		e.gauge("volume_copies_wanted", "Members that the view is to have.", float64(vs.Volume.Copies), v...)

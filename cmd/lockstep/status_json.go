@@ -25,10 +25,11 @@ type (
 		View     viewReport      `json:"view"`
 		Replicas []replicaReport `json:"replicas"`
 
-		ID        string `json:"id"`
-		Copies    int    `json:"copies"`     // that were asked for
-		MinCopies int    `json:"min_copies"` // below which writes wait
-		Forced    uint64 `json:"forced"`     // how often a copy was promoted by force
+		ID         string `json:"id"`
+		Copies     int    `json:"copies"`                // that were asked for
+		MinCopies  int    `json:"min_copies"`            // below which writes wait
+		WantedSize uint64 `json:"wanted_size,omitempty"` // bytes, while it is to grow to that
+		Forced     uint64 `json:"forced"`                // how often a copy was promoted by force
 
 		Troubles []troubleReport `json:"troubles"` // what keeps nodes from having the copies that they are to have
 		Problem  string          `json:"problem"`  // why no view is made for the volume, whatever happens; "" if that is not so
@@ -125,8 +126,8 @@ func newVolumeReport(vs viewsvc.VolumeStatus) volumeReport {
 		},
 		Replicas: []replicaReport{},
 
-		ID:     string(vs.Volume.ID),
-		Copies: vs.Volume.Copies, MinCopies: vs.Volume.MinCopies, Forced: vs.View.DataLossGen,
+		ID:         string(vs.Volume.ID),
+		WantedSize: vs.Volume.Wanted, Copies: vs.Volume.Copies, MinCopies: vs.Volume.MinCopies, Forced: vs.View.DataLossGen,
 
 		Troubles: []troubleReport{}, Problem: vs.Problem,
 	}

@@ -14,11 +14,11 @@ import (
 func newVolume(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, show, resume, force, detach and delete volumes",
+		Short: "Create, list, show, resize, resume, force, detach and delete volumes",
 		Args:  wantSubcommand,
 		RunE:  noSubcommand,
 	}
-	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResume(env),
+	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResize(env), newVolumeResume(env),
 		newVolumeForce(env), newVolumeDetachAll(env), newVolumeDelete(env))
 	return cmd
 }
@@ -129,6 +129,10 @@ func newVolumeShow(env *environment) *cobra.Command {
 			row("name", r.Name)
 			row("id", vs.Volume.ID)
 			row("size", fmt.Sprintf("%s (%d bytes)", formatSize(r.Size), r.Size))
+			if r.WantedSize > 0 {
+				obstacle, _ := growthObstacle(vs, r.WantedSize)
+				row("growing", fmt.Sprintf("to %s: %s", formatSize(r.WantedSize), obstacle))
+			}
 			row("sync", r.Sync)
 			row("copies", fmt.Sprintf("%d, writes need %d", r.Copies, r.MinCopies))
 			row("view", fmt.Sprintf("%d, tenure %d", r.View.Num, r.View.Tenure))
