@@ -307,12 +307,32 @@ func TestClientPassesOverServersThatCannotLead(t *testing.T) {
 	c = newClient(t, gone.Addr().String())
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := c.Status(ctx); !errors.Is(err, ErrNoLeader) || !strings.Contains(err.Error(), gone.Addr().String()) {
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNoLeader) || errors.Is(err, ErrLeaderless) || !strings.Contains(err.Error(), gone.Addr().String()) {
 		t.Errorf("nobody there: %v", err)
 	}
 	c = newClient(t, stranger.Listener.Addr().String())
 	if _, err := c.Status(t.Context()); err == nil {
 		t.Error("a stranger's answer is believed")
+	}
+}
+
+// One of three view servers alone is not nobody: whoever asks is told that the others are missing.
+func TestClientTellsALeaderlessServerFromNone(t *testing.T) {
+	lonely, gone := reserve(t, 1)[0], reserve(t, 2)
+	for _, l := range append(gone, lonely) {
+		l.Close()
+	}
+	s, err := StartServer(ServerOptions{ID: "v1", Dir: t.TempDir(), Listen: lonely.Addr().String(),
+		Peers: map[string]string{"v2": gone[0].Addr().String(), "v3": gone[1].Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c := newClient(t, gone[0].Addr().String(), s.Addr(), gone[1].Addr().String())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNoLeader) || !errors.Is(err, ErrLeaderless) {
+		t.Errorf("got %v", err)
 	}
 }
 

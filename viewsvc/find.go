@@ -39,16 +39,20 @@ func (c *Client) doTold(ctx context.Context, hc *http.Client, req call) (before 
 		}
 	}
 	backoff := backoffMin
+	var told error // by a server that answered; of more use than that others did not
 	for {
 		last := c.round(ctx, hc, req, body, &before)
 		if _, again := errors.AsType[*tryNextError](last); !again {
 			return before, last
 		}
+		if errors.Is(last, ErrLeaderless) || told == nil {
+			told = last
+		}
 		// Full jitter: servers that come back are not met by all clients in the same millisecond.
 		select {
 		case <-time.After(rand.N(backoff) + time.Millisecond):
 		case <-ctx.Done():
-			return before, fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), last)
+			return before, fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), told)
 		}
 		backoff = min(2*backoff, backoffMax)
 	}
@@ -83,7 +87,9 @@ func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []by
 			hops++
 			queue = append([]string{next.leader}, queue...)
 		}
-		last = err
+		if !errors.Is(last, ErrLeaderless) {
+			last = err
+		}
 	}
 	c.remember("")
 	if last == nil {
@@ -142,7 +148,12 @@ func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req ca
 	}
 	err = decodeError(e)
 	if e.Code == codeNotLeader || errors.Is(err, ErrNoLeader) {
-		return &tryNextError{err: fmt.Errorf("view server %s: %s", server, e.Message), leader: e.Leader, given: e.Code != codeNotLeader}
+		if e.Leader == "" {
+			err = fmt.Errorf("view server %s: %w", server, ErrLeaderless)
+		} else {
+			err = fmt.Errorf("view server %s: %s", server, e.Message)
+		}
+		return &tryNextError{err: err, leader: e.Leader, given: e.Code != codeNotLeader}
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"lockstep/viewsvc"
 )
 
 func TestErrorsBecomeExitCodes(t *testing.T) {
@@ -47,6 +49,8 @@ func TestErrorIsOneLineWithANextStep(t *testing.T) {
 		{fmt.Errorf("node: %w", syscall.ENOSPC), "lockstep: node: no space left on device: make room on that file system and start again; nothing that was acknowledged is lost\n"},
 		{inUse, "lockstep: " + inUse.Error() + ": stop what listens there, or choose another address\n"},
 		{withHint(inUse, "use --listen"), "lockstep: " + inUse.Error() + ": use --listen\n"},
+		{explain(fmt.Errorf("status: %w: %w", viewsvc.ErrNoLeader, viewsvc.ErrLeaderless), []string{"a:1", "b:1"}),
+			"lockstep: a view server answers, but none of a:1,b:1 leads: more than half of the view servers have to run and reach each other; start the others\n"},
 		{exitStatus(2), ""},
 		{nil, ""},
 	} {

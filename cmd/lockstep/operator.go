@@ -74,6 +74,9 @@ func explain(err error, servers []string) error {
 	switch {
 	case err == nil || errors.As(err, &known):
 		return err
+	case errors.Is(err, viewsvc.ErrLeaderless):
+		return withHint(fmt.Errorf("a view server answers, but none of %s leads", strings.Join(servers, ",")),
+			"more than half of the view servers have to run and reach each other; start the others")
 	case errors.Is(err, viewsvc.ErrNoLeader):
 		return withHint(fmt.Errorf("no view server answers at %s", strings.Join(servers, ",")),
 			"start one (`lockstep viewd`, `lockstep dev`), or name another with --view or $%s", viewVariable)
