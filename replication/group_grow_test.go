@@ -11,6 +11,7 @@ import (
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
+	"lockstep/wal"
 	"lockstep/wal/vfs/memfs"
 )
 
@@ -298,5 +299,50 @@ func TestDigestIsThatOfWhatWasWritten(t *testing.T) {
 	}
 	if digest([]uint32{1}) == digest([]uint32{0, 1}) || digest([]uint32{1, 0, 2}) == digest([]uint32{1, 2}) {
 		t.Error("other zeroes do not")
+	}
+}
+
+// A learner hears of the primary's size at three places, and takes it on at each.
+func TestFollowerTakesOnThePrimarysSize(t *testing.T) {
+	const size = 7 << 20
+	var b wal.Builder
+	b.Reset()
+	b.Add(wal.Record{Kind: wal.KindView, Block: 1, Seq: size / blockdev.BlockSize}, nil, nil)
+	copied := func(size uint64) []byte { // what comes before regions, too
+		return msg{}.encodeJSON(startCopy{To: 5, Size: size, Epochs: blockdev.EpochIndex{{Epoch: 1, First: 1}}})[headerSize:]
+	}
+	for _, c := range []struct {
+		name   string
+		handle func(f *follower) error
+	}{
+		{"Copy", func(f *follower) error { return f.handle(msg{Type: msgCopy}, copied(size)) }},
+		{"Region", func(f *follower) error {
+			return errors.Join(f.handle(msg{Type: msgCopy}, copied(0)),
+				f.handle(msg{Type: msgRegion, A: 6, B: 5, Nonce: size}, encodeRegion(&blockdev.RegionImage{})))
+		}},
+		{"VIEW record", func(f *follower) error {
+			return f.handle(msg{Type: msgAppend}, b.Seal(wal.Header{Salt: f.r.store.Salt(), Epoch: 1, First: 1}).Bytes())
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memfs.New()
+			err := blockdev.Format(m, "vol", blockdev.FormatOptions{LogBytes: 2 << 20, SegmentBytes: 512 << 10,
+				Identity: blockdev.Identity{Cluster: groupCluster, Volume: "v", Replica: "b", Size: 1 << 20}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: m, Dir: "vol"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := OpenReplica(ReplicaOptions{Store: st, Cluster: groupCluster})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if err := c.handle(&follower{r: r, from: "a", answer: r.rt.Mutex()}); err != nil || st.Size() != size {
+				t.Errorf("it has %d bytes: %v", st.Size(), err)
+			}
+		})
 	}
 }

@@ -25,7 +25,7 @@
 //
 // # Operator's commands
 //
-//	lockstep volume create|list|show|resume|force|detach-all|delete
+//	lockstep volume create|list|show|resize|resume|force|detach-all|delete
 //	lockstep status, lockstep views, lockstep events, lockstep handover, lockstep verify, lockstep scrub
 //
 // They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is that of the `lockstep dev`
@@ -68,7 +68,7 @@
 //	size.go, address.go, name.go  values on the command line
 //	operator.go                   what the operator's commands have in common
 //	status*.go, views.go, events.go  what the cluster looks like, a verdict first, and how it came to that
-//	volume.go, handover.go, force.go what an operator can change
+//	volume.go, resize.go, handover.go, force.go what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
 //	attach*.go, detach.go         block devices
