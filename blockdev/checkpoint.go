@@ -57,7 +57,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 	}
 	if !s.o.broken.has(sessionsNotSaved) {
 		if err := s.saveSessions(); err != nil {
-			return s.poison(err)
+			return s.applyError(err)
 		}
 	}
 	s.mu.Lock()

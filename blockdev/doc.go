@@ -81,8 +81,9 @@
 //   - W3 a segment is reused only when its last LSN ≤ checkpoint: Checkpointed is called after B3.
 //   - W4 a cut tail cannot come back: wal.Log.Cut and Reset see to it.
 //   - W5 the first storage error poisons the store for ever: every later change fails with it (poison). A write to the
-//     image, the sums or the regions that is refused for want of space is no such error while the log has room: nothing
-//     was lost, the blocks are still in the page table, and they are applied later (full.go). A failed sync always is one.
+//     image, the sums, the regions or the sessions that is refused for want of space is no such error while the log has
+//     room: nothing was lost, the blocks are still in the page table, and they are applied later (full.go). A failed sync
+//     always is one.
 //   - W6 what a dead process left in the page cache is synced before it is read (OpenStore).
 //   - W7 a torn tail is cut, a hole in what was stable is corruption (wal.Open).
 //
@@ -144,6 +145,17 @@
 // never has more than a small burst in the device's queue (paced.go). Above three quarters of the log, Delay holds
 // frames up, a little at first (pressure.go), and checkpoints come with each segment; a log without room takes no
 // frame before OnRoom.
+//
+// # A full disk, and one that hangs
+//
+// The log and meta have all their space from Format on; the other files grow. While they cannot, DiskFull tells so, clients
+// go on for as long as the log has room, and the applier tries again with each turn: space that comes back in time costs
+// nothing and needs no restart. When the log is as good as full too, the replica is poisoned, and the members that have
+// room go on without it. (On a file system that never overwrites in place the log may be refused space as well; that
+// poisons at once.)
+//
+// An operation that does not come back holds up who needs it and nobody else; OldestIO tells of those that clients wait
+// for. Close waits a minute for a disk that gets nothing done, and then leaves the files open (close.go).
 //
 // # Scrubbing
 //

@@ -26,6 +26,8 @@ var (
 var (
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("blockdev: store is closed")
+	// ErrDiskHangs is returned by Close when the disk does not come back from an operation.
+	ErrDiskHangs = errors.New("blockdev: the disk does not answer, and the files stay open until it does: end the process, and check the disk")
 	// ErrBelowCommit refuses to cut committed records (I6).
 	ErrBelowCommit = errors.New("blockdev: refusing to cut below the commit point")
 	// ErrNotFrameEnd refuses an LSN that is not the last one of a frame.

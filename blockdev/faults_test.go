@@ -74,7 +74,7 @@ func TestEveryFaultPoisonsForEver(t *testing.T) {
 			}
 			w, m := liveWith(t, n, f.Effect, 0)
 			check := w.isPoisoned
-			if f.Err == syscall.ENOSPC && slices.Contains([]string{imageName, sumsName, regionsName}, path.Base(op.Name)) {
+			if f.Err == syscall.ENOSPC && slices.Contains([]string{imageName, sumsName, regionsName, sessionsName}, path.Base(op.Name)) {
 				check = w.hasWaited
 			}
 			if err := check(f.Err); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"syscall"
 
 	"lockstep/wal"
 	"lockstep/wal/vfs"
@@ -102,7 +103,9 @@ func format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil { // of the disk's space, most likely: give back what was taken, as far as that can be done
+		// Give back what was taken of a disk that is too small, as far as that can be done. After another error, of a
+		// directory's sync, nobody knows which of the names a crash would leave (W5): the mark must stay.
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG) {
 			_ = clearHalfFormatted(fsys, dir)
 		}
 	}()

@@ -29,12 +29,13 @@ func (r *rig) limit(left *int) {
 	for _, f := range []*pacedFile{r.s.image, r.s.sums.f, r.s.regions.f} {
 		f.File = limited{f.File, left}
 	}
+	r.s.sessionsAt.f = limited{r.s.sessionsAt.f, left}
 }
 
 // Wherever the data files run out of space: what was written is readable and is applied when there is space again; nothing is
 // poisoned while the log has room, and nothing is lost over a crash.
 func TestFullDiskIsWaitedFor(t *testing.T) {
-	for n := range 12 {
+	for n := range 16 {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			told := 0
 			r := osRig(t, StoreOptions{Manual: true, OnEvent: func(e Event) {
@@ -44,8 +45,8 @@ func TestFullDiskIsWaitedFor(t *testing.T) {
 			}})
 			left := n
 			r.limit(&left)
-			r.put(write(3, 4), write(900, 2), write(1500, 1), trim(4, 1))
-			r.put(write(5, 40), write(1500, 1))
+			r.put(attach(1, 1), by(1, 1, write(3, 4)), write(900, 2), write(1500, 1), trim(4, 1))
+			r.put(by(1, 2, write(5, 40)), write(1500, 1))
 			r.put(write(1200, 1), write(100, 1))
 			r.steps()
 			if !r.s.DiskFull() && left < 0 {
@@ -71,6 +72,7 @@ func TestFullDiskIsWaitedFor(t *testing.T) {
 			r.check(r.s.Close())
 			r.open()
 			r.verify()
+			r.check(r.checkMemory(1))
 		})
 	}
 }

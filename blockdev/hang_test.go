@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"path"
 	"testing"
 	"testing/synctest"
@@ -110,9 +111,17 @@ func TestFaultOfADiskThatHangsHoldsUpOnlyWhoNeedsIt(t *testing.T) {
 }
 
 // Close has work for the disk, and waits for it; Abandon has none, but may not close files under an operation either. Both
-// come back with the disk, and what they leave is right.
-func TestFaultOfADiskThatHangsIsWaitedForByClose(t *testing.T) {
-	for name, end := range map[string]func(*Store) error{"close": (*Store).Close, "abandon": (*Store).Abandon} {
+// come back with the disk, or after a while without it; what they leave is right, and nobody else gets the replica before.
+func TestFaultOfADiskThatHangsIsWaitedForByCloseForAWhile(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		end     func(*Store) error
+		forever bool
+	}{
+		{"close", (*Store).Close, false}, {"abandon", (*Store).Abandon, false},
+		{"close in vain", (*Store).Close, true}, {"abandon in vain", (*Store).Abandon, true},
+	} {
+		name, end, forever := c.name, c.end, c.forever
 		synctest.Test(t, func(t *testing.T) {
 			m := memfs.New()
 			w := newSurvivor(t, m, 0)
@@ -132,16 +141,20 @@ func TestFaultOfADiskThatHangsIsWaitedForByClose(t *testing.T) {
 			if w.err != nil {
 				t.Fatal(w.err)
 			}
-			done := make(chan error, 1)
-			go func() { done <- end(w.s) }() // until released
-			synctest.Wait()
-			select {
-			case err := <-done:
-				t.Errorf("%s did not wait: %v", name, err)
-			default:
+			began := time.Now()
+			if forever {
+				if err := end(w.s); !errors.Is(err, ErrDiskHangs) || time.Since(began) != closePatience {
+					t.Errorf("%s: %v after %v", name, err, time.Since(began))
+				}
+				if _, err := OpenStore(w.o); !errors.Is(err, ErrInUse) {
+					t.Errorf("%s, then open: %v", name, err)
+				}
 				close(release)
-				if err := <-done; err != nil {
-					t.Errorf("%s: %v", name, err)
+				synctest.Wait()
+			} else {
+				time.AfterFunc(closePatience-time.Second, func() { close(release) })
+				if err := end(w.s); err != nil || time.Since(began) != closePatience-time.Second {
+					t.Errorf("%s: %v after %v", name, err, time.Since(began))
 				}
 			}
 			if err := w.survives(m.Crash(memfs.None)); err != nil {

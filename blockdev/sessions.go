@@ -216,23 +216,25 @@ func (s *sessionsFile) load(t *sessionTable, need uint64) error {
 }
 
 // save writes a table, encoded behind sessionsHead bytes of room, and makes it stable; then a second copy, as meta does.
+// After a refusal for want of space it may be called again: there is still a sound slot.
 func (s *sessionsFile) save(b []byte) error {
 	le := binary.LittleEndian
-	s.generation++
+	generation := s.generation + 1
 	clear(b[:sessionsHead])
 	le.PutUint64(b, sessionsMagic)
-	le.PutUint64(b[8:], s.generation)
+	le.PutUint64(b[8:], generation)
 	le.PutUint32(b[16:], uint32(len(b)-sessionsHead))
 	le.PutUint32(b[20:], crc32.Checksum(b, castagnoli))
-	at := int64(s.generation%2) * sessionsSlotBytes
+	at := int64(generation%2) * sessionsSlotBytes
 	if _, err := s.f.WriteAt(b, at); err != nil {
-		return fmt.Errorf("write sessions: %w", err)
+		return fmt.Errorf("write sessions: %w", noSpace(err))
 	}
 	if err := s.f.Sync(); err != nil {
 		return fmt.Errorf("sync sessions: %w", err)
 	}
+	s.generation = generation
 	if _, err := s.f.WriteAt(b, sessionsSlotBytes-at); err != nil {
-		return fmt.Errorf("write sessions: %w", err)
+		return fmt.Errorf("write sessions: %w", noSpace(err))
 	}
 	return nil
 }
@@ -250,7 +252,13 @@ func (s *Store) saveSessions() error {
 	if !dirty {
 		return nil
 	}
-	return f.save(f.buf)
+	err := f.save(f.buf)
+	if err != nil {
+		s.mu.Lock()
+		s.sessions.dirty = true
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // Session is what the committed history holds of a session; the zero value if nothing.
