@@ -35,6 +35,7 @@ func newHTTPServer(s *Server) *http.Server {
 	handle(routes, s, "GET /v1/status", s.handleStatus)
 	handle(routes, s, "GET /v1/views", s.handleViews)
 	handle(routes, s, "GET /v1/events", s.handleEvents)
+	handle(routes, s, "DELETE /v1/nodes/{id}", s.handleForget)
 	handle(routes, s, "POST /v1/volumes", s.handleCreate)
 	handle(routes, s, "DELETE /v1/volumes/{name}", s.handleDelete)
 	handle(routes, s, "POST /v1/volumes/{name}/resize", s.handleResize)

@@ -25,6 +25,7 @@
 //	state.go, rules.go     replicated state; pure, deterministic: State.Apply(Command)
 //	resize.go              how a volume grows
 //	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
+//	forget.go              nodes that are gone for good
 //	snapshot.go            its form on disk, versioned JSON
 //	monitor.go, detector.go, health.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
@@ -76,6 +77,7 @@
 //	GET    /v1/status                  → ClusterStatus
 //	GET    /v1/views?volume=V          → []HistoryEntry           oldest first
 //	GET    /v1/events?after=N&hold=1   → []RecentEvent            the leader's own; held until there is one, WatchHold at most
+//	DELETE /v1/nodes/N                                            forget.go
 //	POST   /v1/volumes                 Volume → Volume
 //	DELETE /v1/volumes/V
 //	POST   /v1/volumes/V/resize        {size}                     the volume has it when its status says so

@@ -20,6 +20,7 @@ const (
 	EventNodeAlive     EventKind = "node_alive"     // Node
 	EventNodeRestarted EventKind = "node_restarted" // a new process pings: Node
 	EventNodeDead      EventKind = "node_dead"      // Node
+	EventNodeForgotten EventKind = "node_forgotten" // by an operator: Node
 	EventNodeRefused   EventKind = "node_refused"   // foreign or duplicate: Node, Err
 	EventReplica       EventKind = "replica"        // a copy was registered: Volume, Node, Replica
 	EventRejected      EventKind = "rejected"       // a command of this service was rejected: Err

@@ -167,6 +167,8 @@ func (m *Monitor) Changed(c Command, r Result) {
 	case OpView:
 		m.event(Event{Kind: EventView, Volume: r.Volume, View: r.View, Change: c.Proposal.Kind, Text: c.Proposal.Reason})
 		m.noteTenure(r.View, c.Proposal.Kind)
+	case OpForget:
+		m.forgotten(c.Node.ID)
 	case OpClaim:
 		m.event(Event{Kind: EventClaim, Volume: r.Volume, Text: fmt.Sprintf("%s: %v", c.Claim.Act, r.Claim)})
 	case OpResize:

@@ -22,6 +22,7 @@ const (
 	OpUnassign Op = "unassign" // a node dropped its copy of a deleted volume
 	OpReplica  Op = "replica"  // register the copy that an assigned node made
 	OpView     Op = "view"     // make a view
+	OpForget   Op = "forget"   // forget a node
 	OpClaim    Op = "claim"    // change who has a volume for itself
 	OpResize   Op = "resize"   // a volume is to become larger
 	OpGrown    Op = "grown"    // it has
@@ -33,7 +34,7 @@ type Command struct {
 	Op       Op        `json:"op"`
 	Time     time.Time `json:"time,omitzero"`     // OpView, OpClaim: for people
 	Cluster  string    `json:"cluster,omitempty"` // OpInit
-	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpUnassign, OpReplica
+	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpUnassign, OpReplica, OpForget
 	Nodes    []NodeID  `json:"nodes,omitempty"`   // OpCreate: the assigned nodes, the first primary's first
 	Create   *Volume   `json:"create,omitempty"`  // OpCreate
 	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim, OpResize, OpGrown
@@ -162,6 +163,8 @@ func (s *State) Apply(c Command) (Result, error) {
 		return s.applyReplica(c)
 	case OpView:
 		return s.applyView(c)
+	case OpForget:
+		return s.applyForget(c)
 	case OpClaim:
 		return s.applyClaim(c)
 	case OpResize:

@@ -26,7 +26,7 @@
 // # Operator's commands
 //
 //	lockstep volume create|list|show|resize|resume|force|detach-all|delete
-//	lockstep status, lockstep views, lockstep events, lockstep handover, lockstep verify, lockstep scrub
+//	lockstep status, lockstep views, lockstep events, lockstep handover, lockstep verify, lockstep scrub, lockstep forget
 //
 // They ask the view service only. It is named by --view, else by $LOCKSTEP_VIEW, else it is that of the `lockstep dev`
 // in the working directory, else of one at its usual port (127.0.0.1:7400). The roles have no such last resort: a node
@@ -68,7 +68,7 @@
 //	size.go, address.go, name.go  values on the command line
 //	operator.go                   what the operator's commands have in common
 //	status*.go, views.go, events.go  what the cluster looks like, a verdict first, and how it came to that
-//	volume.go, resize.go, handover.go, force.go what an operator can change
+//	volume.go, resize.go, handover.go, force.go, forget.go  what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
 //	attach*.go, detach.go         block devices

@@ -203,6 +203,8 @@ func eventPhrase(k viewsvc.EventKind) string {
 		return "restarted"
 	case viewsvc.EventNodeDead:
 		return "dead"
+	case viewsvc.EventNodeForgotten:
+		return "forgotten"
 	case viewsvc.EventNodeRefused:
 		return "refused"
 	case viewsvc.EventReplica:
