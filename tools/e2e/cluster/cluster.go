@@ -29,6 +29,8 @@ type Options struct {
 	Size   string // default 256M
 	Sync   string // default always
 	Host   string // address of this machine that everything listens at, if there is no Lab; default 127.0.0.1
+	// ViewOf gives where a node asks for the view servers, in place of where they are. nil: there.
+	ViewOf func(node, view string) string
 	// NodeArgs are more arguments for every node.
 	NodeArgs []string
 	// GatewayArgs are more arguments for the gateway.
@@ -56,6 +58,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Host == "" {
 		o.Host = "127.0.0.1"
+	}
+	if o.ViewOf == nil {
+		o.ViewOf = func(_, view string) string { return view }
 	}
 }
 
@@ -109,7 +114,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	for i := range o.Nodes {
 		id := nodeID(i)
 		c.peer[id], c.nbd[id] = place.nodes[i][0], place.nodes[i][1]
-		args := []string{"node", "--id", id, "--data", c.data(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", c.View}
+		args := []string{"node", "--id", id, "--data", c.data(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", o.ViewOf(id, c.View)}
 		c.nodes[id] = process(id, append(args, o.NodeArgs...)...)
 	}
 	if err := c.boot(ctx); err != nil {

@@ -24,17 +24,27 @@ type rig struct {
 	t *testing.T
 	c *cluster.Cluster
 	m *machine
+	// views are the nodes' ways to the view server.
+	views map[string]*cluster.Relay
 }
 
 func start(t *testing.T) *rig {
 	t.Helper()
 	dir := inside(t)
 	began := time.Now()
+	r := &rig{t: t, views: make(map[string]*cluster.Relay)}
 	c, err := cluster.Start(t.Context(), cluster.Options{
 		Binary: filepath.Join(dir, "lockstep"), Dir: t.TempDir(), Host: hostAddr, Size: "384M",
 		NodeArgs: []string{"--log-size", "192M"},
+		ViewOf: func(node, view string) string {
+			relay, err := cluster.NewRelay(view)
+			r.must(err)
+			t.Cleanup(relay.Close)
+			r.views[node] = relay
+			return relay.Addr()
+		},
 	})
-	r := &rig{t: t, c: c}
+	r.c = c
 	t.Cleanup(func() {
 		if t.Failed() {
 			if r.m != nil {
@@ -159,14 +169,14 @@ func TestKernelDevice(t *testing.T) {
 		{"an agent that is asked to stop detaches what is not in use", stops},
 		{"the ioctl interface", ioctl},
 	} {
-		if !t.Run(test.name, func(t *testing.T) { test.run(&rig{t: t, c: r.c, m: r.m}) }) {
+		if !t.Run(test.name, func(t *testing.T) { test.run(&rig{t: t, c: r.c, m: r.m, views: r.views}) }) {
 			break // whatever is left in the guest would confuse the next
 		}
 	}
 }
 
-// A file system on /dev/nbd0 sees no error, loses nothing and stays consistent while primaries are killed and stopped and
-// the agent is killed and started again; also when all of that happens at once.
+// A file system on /dev/nbd0 sees no error, loses nothing and stays consistent while primaries are killed, stopped and cut
+// off from the view server, and the agent is killed and started again; also when all of that happens at once.
 func survives(r *rig) {
 	device := r.attach("")
 	r.sh("test -b " + device + " && test $(readlink -f /dev/lockstep/vol0) = " + device)
@@ -185,6 +195,20 @@ func survives(r *rig) {
 	r.goesOn("the primary was stopped", 50)
 	r.must(paused.Resume())
 	r.goesOn("it goes on, and is not primary any more", 50)
+	r.must(r.c.AwaitSafe(r.t.Context()))
+
+	// It reaches its backup and its clients; only the view server takes it for dead.
+	cut, err := r.c.Primary(r.t.Context())
+	r.must(err)
+	r.views[cut].Cut()
+	r.must(cluster.Await(r.t.Context(), slowLimit, "another primary", func() error {
+		if now, err := r.c.Primary(r.t.Context()); err != nil || now == cut {
+			return fmt.Errorf("the primary is %s (%v)", now, err)
+		}
+		return nil
+	}))
+	r.goesOn("the primary was cut off from the view server", 50)
+	r.views[cut].Mend()
 	r.must(r.c.AwaitSafe(r.t.Context()))
 
 	old := r.agent()
