@@ -11,21 +11,19 @@ import (
 // maxSpans is how scattered the parts of a read may come in.
 const maxSpans = 1 << 10
 
-var errTwice = fmt.Errorf("%w: a part of a read came twice, or too many parts", ErrProtocol)
+var errScattered = fmt.Errorf("%w: a read came in too many scattered parts", ErrProtocol)
 
 // byteSpan is a part of a read, [lo, hi) from the request's offset.
 type byteSpan struct{ lo, hi uint32 }
 
-// coverage is what has come of a read: sorted, neighbours joined.
+// coverage is what has come of a read: sorted, neighbours joined. Joining keeps the sum of the lengths, so if all is one
+// span in the end, no byte came twice.
 type coverage []byteSpan
 
-// add takes a part in. It returns false if some of it was there before, or too much is scattered.
+// add takes a part in. It returns false if too much is scattered.
 func (c *coverage) add(lo, hi uint32) bool {
 	list := *c
 	i, _ := slices.BinarySearchFunc(list, lo, func(s byteSpan, lo uint32) int { return cmp.Compare(s.lo, lo) })
-	if i > 0 && list[i-1].hi > lo || i < len(list) && list[i].lo < hi {
-		return false
-	}
 	switch before, behind := i > 0 && list[i-1].hi == lo, i < len(list) && list[i].lo == hi; {
 	case before && behind:
 		list[i-1].hi = list[i].hi
@@ -42,7 +40,7 @@ func (c *coverage) add(lo, hi uint32) bool {
 	return true
 }
 
-// whole tells whether all n bytes have come.
+// whole tells whether each of n bytes has come once.
 func (c coverage) whole(n uint32) bool { return len(c) == 1 && c[0] == byteSpan{0, n} }
 
 // chunkLocked takes one chunk of a structured reply.
@@ -78,7 +76,7 @@ func (c *Conn) chunkLocked(p []byte) (missing int, rest remainder, err error) {
 		}
 		lo, n, err := within(r, order.Uint64(p[structuredReplyBytes:]), order.Uint32(p[structuredReplyBytes+8:]))
 		if err == nil && !s.got.add(lo, lo+n) {
-			err = errTwice
+			err = errScattered
 		}
 		if err != nil {
 			return 0, rest, err

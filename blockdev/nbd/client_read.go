@@ -132,7 +132,7 @@ func (c *Conn) dataLocked(s *clientSlot, header int, lo, n uint32, last bool) (m
 		return whole, rest, nil
 	}
 	if !s.got.add(lo, lo+n) {
-		return 0, rest, errTwice
+		return 0, rest, errScattered
 	}
 	dst := s.req.Data[lo : lo+n]
 	if len(p) < whole {
@@ -165,7 +165,7 @@ func (c *Conn) finishLocked(s *clientSlot) error {
 		// The specification: disconnect. It is a server that goes away, not a request that failed.
 		return fmt.Errorf("%w: it is shutting down", ErrHungUp)
 	case s.errno == 0 && r.Op == blockdev.OpRead && !s.got.whole(r.Length):
-		return fmt.Errorf("%w: a read was answered in parts", ErrProtocol)
+		return fmt.Errorf("%w: a read was answered with a part missing, or twice", ErrProtocol)
 	case s.errno == 0 && r.Op == blockdev.OpExtents && len(r.Extents) == 0:
 		return fmt.Errorf("%w: a block status was answered with nothing", ErrProtocol)
 	}

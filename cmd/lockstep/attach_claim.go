@@ -14,19 +14,12 @@ func (a *attachment) admitted(ctx context.Context) error {
 	if a.Shared {
 		return nil
 	}
-	client, err := a.views()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	st, err := findVolume(ctx, client, a.Volume)
-	if err != nil {
-		return err
-	}
-	claim := st.Volume.Claim
+	claim, err := a.claim(ctx)
 	switch {
+	case err != nil:
+		return err
 	case claim.Owner != a.Session:
-		return &goneError{fmt.Errorf("volume %s was taken over by %v", a.Volume, claim)}
+		return a.ownedBy(claim)
 	case a.Era != 0 && a.Era != claim.Era:
 		return &goneError{fmt.Errorf("others had volume %s since %s was attached: what this machine knows of it is out of date", a.Volume, a.Device)}
 	}
@@ -36,20 +29,31 @@ func (a *attachment) admitted(ctx context.Context) error {
 
 // ownedBySomebody fails if another client has the volume for itself.
 func (a *attachment) ownedBySomebody(ctx context.Context) error {
+	claim, err := a.claim(ctx)
+	if err != nil || claim.Owner == "" || claim.Owner == a.Session {
+		return err
+	}
+	return a.ownedBy(claim)
+}
+
+// claim asks who has the volume for itself.
+func (a *attachment) claim(ctx context.Context) (viewsvc.Claim, error) {
 	client, err := a.views()
 	if err != nil {
-		return err
+		return viewsvc.Claim{}, err
 	}
 	defer client.Close()
 	st, err := findVolume(ctx, client, a.Volume)
 	if err != nil {
-		return explain(err, a.View)
+		return viewsvc.Claim{}, explain(err, a.View)
 	}
-	if claim := st.Volume.Claim; claim.Owner != "" && claim.Owner != a.Session {
-		return &goneError{withHint(fmt.Errorf("volume %s is attached exclusively by %v", a.Volume, claim),
-			"detach it there, or take it over with --take-over")}
-	}
-	return nil
+	return st.Volume.Claim, nil
+}
+
+// ownedBy is the end of an attachment to a volume that is another client's.
+func (a *attachment) ownedBy(c viewsvc.Claim) error {
+	return &goneError{withHint(fmt.Errorf("volume %s is attached exclusively by %v", a.Volume, c),
+		"detach it there, or take it over: `lockstep attach --take-over`")}
 }
 
 // release gives the claim up, if it is still this attachment's. Its client must be gone.
