@@ -42,6 +42,17 @@ func (s *Store) ReadCached(block uint64, dst []byte) bool {
 	return true
 }
 
+// maxPrefetch is how much of a range Prefetch asks for: it is a hint, and memory is everybody's.
+const maxPrefetch = 64 << 20
+
+// Prefetch begins to bring a range of bytes of the image into memory, for reads that come soon. What is in the log was
+// written not long ago, and most likely is there.
+func (s *Store) Prefetch(off, n uint64) {
+	if f, ok := s.image.File.(vfs.Prefetcher); ok {
+		f.Prefetch(int64(off), int64(min(n, maxPrefetch)))
+	}
+}
+
 // imageCached reads blocks from the image. A block without data is zero, whatever the image holds.
 func (s *Store) imageCached(block uint64, dst []byte) bool {
 	image, ok := s.image.File.(vfs.CacheReader)

@@ -24,6 +24,7 @@ const (
 	DefaultLogBytes = 1 << 30
 	maxGreetings    = 256             // peers' connections that have not said Hello yet
 	farewellTimeout = 1 * time.Second // for the last ping of a node that is stopped
+	maxUnread       = 2 * time.Second // a direct client may have given up by then, and repeat what it sent by another connection
 )
 
 // NodeOptions say what a Node is and where.
@@ -127,7 +128,7 @@ func (n *Node) start() (err error) {
 	}
 	// Without it gateways use TCP: no reason to fail.
 	n.local, _ = net.Listen("unix", exportname.LocalSocket(n.nbdAt.Addr().String()))
-	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD, TLS: n.opts.NBDTLS})
+	n.nbd, err = nbd.NewServer(nbd.ServerOptions{Exporter: (*exporter)(n), OnEvent: n.opts.OnNBD, TLS: n.opts.NBDTLS, MaxUnread: maxUnread})
 	if err != nil {
 		return err
 	}

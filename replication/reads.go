@@ -141,11 +141,14 @@ func (r *Replica) readLoop() {
 		r.mu.Unlock()
 
 		for _, q := range burst {
-			if q.Op == blockdev.OpExtents {
+			switch q.Op {
+			case blockdev.OpExtents:
 				q.Err = r.extents(q)
-				continue
+			case blockdev.OpCache:
+				r.store.Prefetch(q.Offset, uint64(q.Length))
+			default:
+				scratch, q.Err = r.read(q, scratch)
 			}
-			scratch, q.Err = r.read(q, scratch)
 		}
 		s.complete(burst)
 		clear(burst)

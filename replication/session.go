@@ -284,7 +284,7 @@ func (s *session) Submit(burst []*blockdev.Request) {
 	r := s.r
 	size := r.growth.offered.Load()
 	var now []*blockdev.Request // wrong or trivial; completed at the end. Rarely used.
-	writes, reads, flushes := 0, 0, 0
+	writes, reads, others := 0, 0, 0
 	for _, q := range burst {
 		q.Err = nil
 		if q.Err = check(q, size); q.Err != nil || trivial(q) {
@@ -299,11 +299,11 @@ func (s *session) Submit(burst []*blockdev.Request) {
 			writes++
 		case blockdev.OpRead, blockdev.OpExtents:
 			reads++
-		case blockdev.OpFlush:
-			flushes++
+		case blockdev.OpFlush, blockdev.OpCache:
+			others++
 		}
 	}
-	if writes+reads+flushes > 0 {
+	if writes+reads+others > 0 {
 		s.admit(burst, now, reads)
 	}
 	s.complete(now)
@@ -341,6 +341,8 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 			} else {
 				r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
 			}
+		case blockdev.OpCache: // a hint: it waits for nothing that reads wait for
+			r.readQueue = append(r.readQueue, readReq{req: q, s: s})
 		case blockdev.OpFlush:
 			r.await(pendingReq{lsn: r.core.Commit(), req: q, s: s, stable: true}, a)
 		default:
@@ -393,16 +395,8 @@ func check(q *blockdev.Request, size uint64) error {
 	return nil
 }
 
-// trivial tells whether nothing has to be done: an empty range, a hint.
-func trivial(q *blockdev.Request) bool {
-	switch q.Op {
-	case blockdev.OpFlush:
-		return false
-	case blockdev.OpCache:
-		return true
-	}
-	return q.Length == 0
-}
+// trivial tells whether nothing has to be done: the range is empty.
+func trivial(q *blockdev.Request) bool { return q.Op != blockdev.OpFlush && q.Length == 0 }
 
 // inner is the range of whole blocks inside a range of bytes.
 func inner(off, n uint64) (first, end uint64) {

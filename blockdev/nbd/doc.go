@@ -80,7 +80,7 @@
 //	DISC                             (no reply)
 //	FLUSH                            EINVAL with a range, EIO
 //	TRIM          FUA                EINVAL past the end, EPERM, EIO
-//	CACHE                            EINVAL past the end
+//	CACHE                            EINVAL past the end. The device may read ahead
 //	WRITE_ZEROES  FUA NO_HOLE        ENOSPC past the end, ENOTSUP for FAST_ZERO that would not be fast, EPERM, EIO
 //	              FAST_ZERO
 //	BLOCK_STATUS  REQ_ONE            EINVAL past the end or without its context, EIO
@@ -91,8 +91,9 @@
 // alike, and never of anything past the request's end. The client takes chunks in any order.
 //
 // An export is read-only if its device or its Exporter says so: READ_ONLY is set, TRIM and WRITE_ZEROES are not offered,
-// and what would change the disk gets EPERM. Multi-conn is always offered, and means that a flush covers the writes
-// acknowledged on any connection: it is blockdev.Device's promise.
+// and what would change the disk gets EPERM. Multi-conn is offered unless the export takes one connection
+// only (Export.SingleConn), and means that a flush covers the writes acknowledged on any connection: it is
+// blockdev.Device's promise.
 //
 // FUA is taken on every command, as the specification asks, and means something on those that change the disk. Any
 // other flag that the command does not have gets EINVAL. A request of length zero gets EINVAL. The payload of a WRITE

@@ -191,7 +191,7 @@ func TestRepliesLeaveWhileSubmitBlocks(t *testing.T) {
 }
 
 // A connection that back-pressure kept unread for longer than MaxUnread is closed, and what came meanwhile is not
-// ordered; replies of before are not owed either.
+// ordered; replies of before are not owed either. A named session's next attachment fences the one before: it goes on.
 func TestConnectionUnreadForTooLongIsClosed(t *testing.T) {
 	dev := newPuppet(testSize)
 	dev.block = make(chan struct{})
@@ -209,6 +209,22 @@ func TestConnectionUnreadForTooLongIsClosed(t *testing.T) {
 	if len(s.arrived) != 0 {
 		t.Fatal("a request that may be stale reached the device")
 	}
+}
+
+func TestNamedSessionUnreadForLongGoesOn(t *testing.T) {
+	dev := newPuppet(testSize)
+	dev.block = make(chan struct{})
+	e := nbd.Export{Name: "a", Device: dev, Session: blockdev.SessionID{Name: "s", Generation: 1}}
+	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{e}, MaxUnread: 20 * time.Millisecond})
+	r := dialRaw(t, addr)
+	r.attach("a")
+	s := within(t, "attach", dev.attached)
+	r.request(0, cmdTrim, 1, 0, 512)
+	s.take(t, 1)
+	r.request(0, cmdTrim, 2, 0, 512)
+	time.Sleep(30 * time.Millisecond)
+	close(dev.block)
+	s.take(t, 1)
 }
 
 // slowClose is a puppet whose sessions take their time to close.

@@ -42,8 +42,8 @@ type ServerOptions struct {
 
 	// MaxUnread closes a connection when its reader comes back from back-pressure (a Submit that took long, or a wait
 	// for replies to leave) after more than this. What the client sent meanwhile may be old: a client that gave up and
-	// repeated it on another connection must not have the original ordered after the repetition. Only for clients that
-	// reconnect; 0 turns it off.
+	// repeated it on another connection must not have the original ordered after the repetition. Sessions that have a name
+	// are spared: their next attachment fences the one before. 0 turns it off.
 	MaxUnread time.Duration
 
 	// OnEvent is told what happens; it must not block. nil is allowed.

@@ -259,7 +259,7 @@ func (c *conn) count() {
 
 // noteAbsence marks the connection as stale when the reader was away from the socket for too long.
 func (c *conn) noteAbsence(began time.Time) {
-	if limit := c.srv.opts.MaxUnread; limit > 0 && time.Since(began) > limit {
+	if limit := c.srv.opts.MaxUnread; limit > 0 && c.export.Session.Name == "" && time.Since(began) > limit {
 		c.stale = true
 	}
 }

@@ -53,6 +53,9 @@ func TestExclusiveAttachmentRefusesEverybodyElse(t *testing.T) {
 	second, _ := c.gateway(AttachOptions{Exclusive: true})
 	plain, _ := c.gateway(AttachOptions{})
 	d := mustDial(t, alone)
+	if d.Info().Flags&nbd.FlagCanMultiConn != 0 {
+		t.Error("the client is told to open further connections, which are refused")
+	}
 	writeByte(t, d, 'a')
 	host, _ := os.Hostname()
 	holder := []string{"host " + host, fmt.Sprintf("pid %d", os.Getpid()), "since 20"}

@@ -20,6 +20,8 @@ var _ FS = OS{}
 const (
 	filePerm = 0o600
 	dirPerm  = 0o700
+
+	prefetchBytes = 128 << 10 // for each call: Linux reads no more than the device's read-ahead window, silently
 )
 
 // Create implements FS.
@@ -271,7 +273,10 @@ func (f *osFile) Prefetch(off, n int64) {
 		return
 	}
 	defer f.closing.RUnlock()
-	unix.Fadvise(f.fd, off, n, unix.FADV_WILLNEED) // what fails here fails again, and is reported, when it is read
+	for ; n > 0; off, n = off+prefetchBytes, n-prefetchBytes {
+		// What fails here fails again, and is reported, when it is read.
+		unix.Fadvise(f.fd, off, min(n, prefetchBytes), unix.FADV_WILLNEED)
+	}
 }
 
 // ReadCachedAt implements CacheReader. An error, also that of a file system that cannot tell, counts as "not in memory":

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func realFile(t *testing.T, content []byte) *osFile {
@@ -94,4 +95,36 @@ func TestLockIsFreeWhenItsHolderIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+// TestPrefetchBringsAllOfARangeIntoMemory: Linux reads a read-ahead window for one call, whatever it is asked for.
+func TestPrefetchBringsAllOfARangeIntoMemory(t *testing.T) {
+	const size = 4 << 20
+	f := realFile(t, make([]byte, size))
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	page := make([]byte, 4096)
+	cached := func() (n int) {
+		for off := int64(0); off < size; off += 4096 {
+			if f.ReadCachedAt(page, off) {
+				n++
+			}
+		}
+		return n
+	}
+	if cached() != size/4096 {
+		t.Skip("the file system of the temporary directory cannot tell what is in memory")
+	}
+	f.DropCache()
+	if n := cached(); n > size/4096/8 {
+		t.Skipf("the system keeps %d of %d pages in memory", n, size/4096)
+	}
+	f.Prefetch(0, size)
+	for deadline := time.Now().Add(time.Minute); cached() < size/4096*7/8; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d pages are in memory", cached(), size/4096)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
