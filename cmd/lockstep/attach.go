@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"lockstep/blockdev/kernel"
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/gateway"
+	"lockstep/viewsvc"
 )
 
 // attachOptions are the command line of `lockstep attach`.
@@ -154,13 +156,33 @@ func (o *attachOptions) claimed() (*attachment, *os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err := o.dir.begin(o.volume)
+	a, err := o.begin()
 	if err != nil {
 		lock.Close()
 		return nil, nil, err
 	}
 	a.View, a.Shared, a.ReadOnly, a.PID = o.view, o.shared, o.readOnly, os.Getpid()
 	return a, lock, nil
+}
+
+// begin takes the note of an attachment up again, or makes a new one. That is of a volume that exists: what cannot be attached
+// leaves nothing to detach.
+func (o *attachOptions) begin() (*attachment, error) {
+	if _, err := o.dir.load(o.volume); errors.Is(err, fs.ErrNotExist) {
+		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: o.view, CallTimeout: operatorPatience})
+		if err != nil {
+			return nil, err
+		}
+		defer client.Close()
+		_, err = findVolume(context.Background(), client, o.volume)
+		if errors.Is(err, viewsvc.ErrNotFound) {
+			return nil, &goneError{err}
+		}
+		if err != nil {
+			return nil, explain(err, o.view)
+		}
+	}
+	return o.dir.begin(o.volume)
 }
 
 // as is who the client is for the cluster.
