@@ -231,8 +231,9 @@ func (s *Store) WriteRegion(region int, img *RegionImage, asOf wal.LSN) error {
 		return fmt.Errorf("%w: region %d as of %d, applied %d", ErrRegionOld, region, asOf, applied)
 	}
 	if err := s.writeRegion(uint64(region)*RegionBlocks, img); err != nil {
-		return s.poison(err)
+		return s.applyError(err) // for want of space: the region is copied again
 	}
+	s.diskFull.Store(false)
 	s.copyAsOf.Store(max(s.copyAsOf.Load(), uint64(asOf)))
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -81,9 +81,8 @@
 //   - W3 a segment is reused only when its last LSN ≤ checkpoint: Checkpointed is called after B3.
 //   - W4 a cut tail cannot come back: wal.Log.Cut and Reset see to it.
 //   - W5 the first storage error poisons the store for ever: every later change fails with it (poison). A write to the
-//     image, the sums, the regions or the sessions that is refused for want of space is no such error while the log has
-//     room: nothing was lost, the blocks are still in the page table, and they are applied later (full.go). A failed sync
-//     always is one.
+//     image, the sums, the regions or the sessions that is refused for want of space is no such error: nothing was lost,
+//     the blocks are still in the page table, and they are applied later (full.go). A failed sync always is one.
 //   - W6 what a dead process left in the page cache is synced before it is read (OpenStore).
 //   - W7 a torn tail is cut, a hole in what was stable is corruption (wal.Open).
 //

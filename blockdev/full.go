@@ -7,11 +7,15 @@ import (
 )
 
 // A write that the file system refuses for want of space changed nothing and lost nothing, unlike a failed sync (W5): the
-// applier can do it again when there is space, and until then the log takes what clients write. Only when that, too, is
-// nearly full, the replica gives up, so that members with room go on without it.
+// applier does it again when there is space, and until then the log takes what clients write. When that, too, is nearly
+// full, the replica is: it says so (Full), and whoever appends had better go elsewhere. What is left of the log is for the
+// frames that a new view needs. Reads go on, and everything else when there is space again.
 
 // DiskFull tells that the applier waits for space. Clients do not notice it while the log has room.
 func (s *Store) DiskFull() bool { return s.diskFull.Load() }
+
+// Full tells that the applier waits for space and the log is nearly full, too.
+func (s *Store) Full() bool { return s.diskFull.Load() && s.pressure() == 1 }
 
 // applyError is what an error of applying or checkpointing becomes: the one that poisons the store, or err itself if
 // the same may be tried again later. applyMu is held.
@@ -20,9 +24,6 @@ func (s *Store) applyError(err error) error {
 		return s.poison(err)
 	}
 	s.batch.ops = s.batch.ops[:0] // they are made again
-	if s.pressure() == 1 {
-		return s.poison(err)
-	}
 	if !s.diskFull.Swap(true) {
 		s.emit(EventDiskFull{err})
 	}

@@ -123,8 +123,10 @@ func (c *Core) Durable(l wal.LSN) {
 // PeerUp tells that a stream to a peer is open. Nothing is known of its log before its first Ack.
 func (c *Core) PeerUp(r viewsvc.ReplicaID, stream uint64, needsCopy bool) {
 	if p := c.find(r); p != nil {
-		// It counts as heard of only when it answers: one that greets and then fails each time is not alive.
-		*p = peer{id: r, required: p.required, stream: stream, up: true, copied: !needsCopy, silent: p.silent}
+		// It counts as heard of only when it answers, and as keeping pace when it has what it owes: one that greets and then
+		// fails each time is not alive.
+		*p = peer{id: r, required: p.required, stream: stream, up: true, copied: !needsCopy, silent: p.silent,
+			owed: p.owed, behind: p.behind}
 		c.askReads()
 	}
 }

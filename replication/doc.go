@@ -87,7 +87,9 @@
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
-//     until such a view is received. A member that went though its connection stood has a trial before it joins again: as
+//     until such a view is received. A member whose disk and log are full ends its stream and says so to the view service,
+//     and to who dials; a primary that is full is replaced by a member with room, and where nobody has any, its clients
+//     get ENOSPC after a second, until there is space (full.go). A member that went though its connection stood has a trial before it joins again: as
 //     a learner it has to keep pace, within half a second, for 3 s the first time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
@@ -153,6 +155,10 @@
 // # Limits
 //
 // Without a lease (a lapsed one, --reads confirm) a read beside heavy writes may wait for a backup's sync. A backup whose
-// log is much smaller than the primary's can fill up with records whose commit it has not heard of. A full disk poisons its replica like any other
-// storage error, until its node is started again; a lone primary's clients are not told ENOSPC.
+// log is a fraction of the primary's begins its stream anew whenever its log is full of records whose commit it has yet to
+// hear of: it keeps up, and costs more. One whose log is too small for the frames that clients' writes make never joins.
+//
+// A replica in whose log recovery finds a hole (wal: W7) is refused, whatever it was: a learner by its own view may be a
+// member by a newer one and have acknowledged what the hole had, and its image may be ahead of what would be left of the
+// log, so that it is neither a prefix of history nor a copy in the making. Its directory is moved away by people.
 package replication

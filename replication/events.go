@@ -38,6 +38,7 @@ const (
 	EventRepaired     EventKind = "repaired"      // a bad block was made good
 	EventGrown        EventKind = "grown"         // it became larger
 	EventScrubbed     EventKind = "scrubbed"      // everything was read and compared once
+	EventDiskFull     EventKind = "disk_full"     // the disk has no space for what is in the log: Err
 	EventNoHoles      EventKind = "no_holes"      // the file system gives no space back
 )
 
@@ -78,6 +79,8 @@ func storageEvent(volume string, e blockdev.Event) Event {
 		out.Kind, out.Text = EventGrown, fmt.Sprintf("from %d to %d bytes", e.From, e.To)
 	case blockdev.EventScrubbed:
 		out.Kind, out.Text = EventScrubbed, fmt.Sprintf("%+v", e.Scrubbed)
+	case blockdev.EventDiskFull:
+		out.Kind, out.Err = EventDiskFull, e.Err
 	case blockdev.EventNoHoles:
 		out.Kind = EventNoHoles
 		out.Text = "the file system of " + e.Dir + " punches no holes: trims write zeroes and give no space back"

@@ -79,6 +79,9 @@ func (f *follower) accept(h hello) (welcome, error) {
 	if r.closed || r.failed != nil {
 		return welcome{}, fmt.Errorf("replication: replica %s is not in service", r.id)
 	}
+	if r.store.Full() {
+		return welcome{}, errFull
+	}
 	ok := r.core.Hello(h.From, h.View)
 	r.settle(&a)
 	if !ok {

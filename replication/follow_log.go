@@ -24,7 +24,11 @@ func (f *follower) handle(m msg, body []byte) error {
 		if err := f.grow(m.Nonce); err != nil {
 			return err
 		}
-		return f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
+		err := f.storage(f.r.store.WriteRegion(int(m.A), &f.img, wal.LSN(m.B)))
+		if err != nil && f.r.store.DiskFull() {
+			sleep(f.r.ctx, f.r.rt, fullPause) // or else the copy would begin anew, and come this far, in no time
+		}
+		return err
 	case msgSessions:
 		if err := f.r.store.MergeSessions(body); err != nil {
 			return fmt.Errorf("%w: %w", errWire, err)
@@ -177,6 +181,9 @@ func (f *follower) onAppend(m msg, body []byte) error {
 	}
 	r := f.r
 	f.follow(m.Commit) // first: what is committed can be applied, and makes room
+	if r.store.Full() {
+		return errFull
+	}
 	for {
 		err = r.store.Append(frame)
 		if !errors.Is(err, wal.ErrFull) {
@@ -197,6 +204,10 @@ func (f *follower) onAppend(m msg, body []byte) error {
 	return nil
 }
 
+// errUnheard ends a stream that can go no further: the log is full, and what it is full of is not known to be committed. That
+// it is, as likely as not, is said by messages behind the frame that does not fit; or by the first of the next stream.
+var errUnheard = errors.New("replication: the log is full of records whose commit this replica has yet to hear of; beginning anew")
+
 // waitRoom syncs what is there, so that it can be applied, and waits for the log to have room.
 func (f *follower) waitRoom(n int) error {
 	if err := f.sync(); err != nil {
@@ -209,6 +220,12 @@ func (f *follower) waitRoom(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for !r.closed && r.failed == nil && r.follower == f && !r.store.RoomFor(frameRoom(n)) {
+		switch m := r.store.Marks(); {
+		case r.store.Full():
+			return errFull
+		case m.Checkpoint >= m.Committed:
+			return errUnheard
+		}
 		r.work.Wait()
 	}
 	if r.closed || r.failed != nil || r.follower != f {

@@ -37,7 +37,8 @@ type groupOptions struct {
 	logBytes, segBytes int64
 	sync               viewsvc.SyncMode
 	minCopies          int
-	net                *memNet // nil: loopback
+	logOf              map[viewsvc.ReplicaID]int64 // instead of logBytes, of four segments
+	net                *memNet                     // nil: loopback
 }
 
 type groupReplica struct {
@@ -63,7 +64,11 @@ func newGroup(t testing.TB, o groupOptions) *group {
 		volume: viewsvc.Volume{ID: "v", Name: "vol0", Size: o.size, Sync: o.sync, Copies: o.replicas, MinCopies: max(o.minCopies, 1)}}
 	for i := range o.replicas {
 		m := &groupReplica{id: groupIDs[i], fs: memfs.New()}
-		err := blockdev.Format(m.fs, "vol", blockdev.FormatOptions{LogBytes: o.logBytes, SegmentBytes: o.segBytes,
+		logBytes, segBytes := o.logBytes, o.segBytes
+		if n := o.logOf[m.id]; n != 0 {
+			logBytes, segBytes = n, n/4
+		}
+		err := blockdev.Format(m.fs, "vol", blockdev.FormatOptions{LogBytes: logBytes, SegmentBytes: segBytes,
 			Identity: blockdev.Identity{Cluster: groupCluster, Volume: "v", Replica: string(m.id), Size: o.size}})
 		if err != nil {
 			t.Fatal(err)
@@ -272,12 +277,12 @@ func (g *group) orders() {
 		if m == nil {
 			continue
 		}
-		alive := m.r != nil && m.r.Report().Role != viewsvc.RolePoisoned
+		alive := m.r != nil && m.r.Report().Role != viewsvc.RolePoisoned && !m.r.Report().Full
 		p := viewsvc.Peer{Replica: id, Addr: m.addr, Alive: alive}
 		if m.r != nil && !m.deaf {
 			reports[id] = m.r.Report()
 			p.Room = reports[id].Room
-			if !g.view.Has(id) {
+			if !g.view.Has(id) && !reports[id].Full {
 				recruits = append(recruits, id)
 			}
 		}
@@ -311,12 +316,12 @@ func (g *group) failOverLocked(reports map[viewsvc.ReplicaID]viewsvc.ReplicaRepo
 	rep, alive := reports[g.view.Primary]
 	lost := !alive || rep.Role == viewsvc.RolePoisoned
 	recovering := rep.Role == viewsvc.RoleRecovering && rep.View >= g.view.Tenure
-	if !lost && !recovering {
+	if !lost && !recovering && !rep.Full {
 		return
 	}
 	var living []viewsvc.ReplicaID
 	for _, id := range g.view.Backups {
-		if b, ok := reports[id]; ok && b.Role != viewsvc.RolePoisoned {
+		if b, ok := reports[id]; ok && b.Role != viewsvc.RolePoisoned && !b.Full {
 			living = append(living, id)
 		}
 	}

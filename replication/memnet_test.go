@@ -270,5 +270,5 @@ func (c *memConn) SetWriteDeadline(time.Time) error { return nil }
 var (
 	errNoAnswer = errors.New("view service: no answer")
 	errDisk     = syscall.EIO
-	errFull     = syscall.ENOSPC
+	errNoSpace  = syscall.ENOSPC
 )

@@ -109,7 +109,7 @@ func (r *Replica) beginnable() bool {
 // orderable tells whether there are writes, and room for them, with mu held. store.OnRoom wakes the committer when the
 // log has room again.
 func (r *Replica) orderable() bool {
-	return len(r.queue) > 0 && r.writable() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+blockdev.MaxRequestBytes)))
+	return len(r.queue) > 0 && r.writable() && !r.store.Full() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+blockdev.MaxRequestBytes)))
 }
 
 // inlinable tells whether the goroutine that brought the queued writes should order them itself, with mu held: nothing

@@ -127,8 +127,11 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 		rep.Check = &c
 	}
 	r.reportSize(&rep)
-	if r.failed != nil {
+	switch {
+	case r.failed != nil:
 		rep.Error = r.failed.Error()
+	case r.store.DiskFull():
+		rep.Full, rep.Error = r.store.Full(), fullText
 	}
 	for _, p := range r.core.peers {
 		pr := viewsvc.Progress{Replica: p.id, Match: uint64(p.durable)}

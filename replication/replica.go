@@ -112,6 +112,7 @@ type Replica struct {
 	checked   viewsvc.CheckReport // of the check that was ordered last
 	comparing *comparison         // of members, under way
 	holding   time.Duration       // by which each frame is slowed down for a learner
+	full      int                 // ticks for which an open primary has had no room for writes
 	failed    error               // why it is poisoned
 	closed    bool
 	pool      sync.Pool // of *frameBuf
@@ -269,13 +270,17 @@ func (r *Replica) tickLoop() {
 		if err := r.store.Err(); err != nil {
 			r.fail(err)
 		}
-		r.do(func(c *Core) {
-			c.Tick(r.opts.Clock())
-			r.holding = r.hold()
-			if r.comparing != nil {
-				r.idle.Broadcast() // awaitDigests looks at the time
-			}
-		})
+		var a after
+		r.mu.Lock()
+		r.core.Tick(r.opts.Clock())
+		r.holding = r.hold()
+		r.tickFull(&a)
+		if r.comparing != nil {
+			r.idle.Broadcast() // awaitDigests looks at the time
+		}
+		r.settle(&a)
+		r.mu.Unlock()
+		r.finish(&a)
 	}
 }
 

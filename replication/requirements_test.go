@@ -377,7 +377,7 @@ func TestMinCopiesMakesWritesWaitAndReadsGoOn(t *testing.T) {
 }
 
 func TestBackupWhoseStorageFailsLeavesAndWritesGoOn(t *testing.T) {
-	for name, fault := range map[string]error{"EIO": errDisk, "disk full": errFull} {
+	for name, fault := range map[string]error{"EIO": errDisk, "disk full": errNoSpace} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 2, groupOptions{}, func(g *group, _ *memNet) {
 				c := g.attachTo(g.open(2))
@@ -398,7 +398,7 @@ func TestBackupWhoseStorageFailsLeavesAndWritesGoOn(t *testing.T) {
 }
 
 func TestPrimaryWhoseStorageFailsIsReplaced(t *testing.T) {
-	for name, fault := range map[string]error{"EIO": errDisk, "disk full": errFull} {
+	for name, fault := range map[string]error{"EIO": errDisk, "disk full": errNoSpace} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 2, groupOptions{}, func(g *group, _ *memNet) {
 				c := g.attachTo(g.open(2))

@@ -349,6 +349,10 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 			if s.space != nil && s.repeated(q, a) {
 				continue
 			}
+			if r.refusesWrites() {
+				s.refuseFull(q, a)
+				continue
+			}
 			r.queue = append(r.queue, queued{req: q, s: s})
 			r.queueBytes += payloadBytes(q)
 		}

@@ -58,6 +58,7 @@ type stream struct {
 	// unreadable is the first record of the newest frame that went bad in the log: who needs it is copied past it. The
 	// stream's goroutine's own.
 	unreadable wal.LSN
+	reached    wal.LSN  // what the peer has had stable over any connection
 	near       approach // how it comes along
 	pace       *pacer   // the stream's goroutine's own
 
@@ -123,13 +124,18 @@ func (s *stream) loop() {
 		}
 		s.r.opts.OnEvent(Event{Kind: EventStreamDown, Volume: s.r.Volume().Name, Replica: s.r.id, Peer: s.peer, Err: err})
 		refused := errors.Is(err, syscall.ECONNREFUSED)
+		worked := s.r.rt.Now().Sub(began) > time.Second
 		s.r.do(func(c *Core) {
-			if s.ctx.Err() == nil { // else the peer may be another tenure's by now
-				c.PeerDown(s.peer, s.id, refused)
+			if s.ctx.Err() != nil {
+				return // the peer may be another tenure's by now
 			}
+			if p := c.find(s.peer); p != nil && p.durable > s.reached {
+				s.reached, worked = p.durable, true
+			}
+			c.PeerDown(s.peer, s.id, refused)
 		})
-		if s.r.rt.Now().Sub(began) > time.Second {
-			wait = redialMin // it had worked; a reset is worth an immediate second look
+		if worked {
+			wait = redialMin // a reset is worth an immediate second look
 			continue
 		}
 		s.retry.Wait(s.ctx, wait)

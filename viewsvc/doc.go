@@ -107,7 +107,8 @@
 // or its process restarted, if another member lives: the one with the longest log, those whose disk hangs after the
 // others. It is also replaced when its disk hangs (health.go: a log write has been
 // under way for 2 s), if that of another member does not; a replica whose disk hung is not recruited before its log writes
-// were young for 10 s. All living members come along; the replaced primary never does, also when it is back already: it
+// were young for 10 s. The same for a primary whose disk is full, and its log with it; but that is recruited as soon as it
+// has room. All living members come along; the replaced primary never does, also when it is back already: it
 // returns as a learner, by the one path that is exercised most. A restarted primary without living backups
 // resumes. Both wait shortly for members that this leader has not heard of yet. With no living member nothing
 // moves. A dead backup is removed by the primary, not by the service: only the primary knows what it has

@@ -38,11 +38,17 @@ func (m *Monitor) sick(v *volumeState, r ReplicaID) bool {
 	return w != nil && w.sick[r] != nil
 }
 
-// well are those replicas of a list that are not sick.
+// impaired tells whether a replica is sick, or its disk is full: others do better, and it is not recruited.
+func (m *Monitor) impaired(v *volumeState, r ReplicaID) bool {
+	rep, _ := m.report(v, r)
+	return rep.Full || m.sick(v, r)
+}
+
+// well are those replicas of a list that are not impaired.
 func (m *Monitor) well(v *volumeState, list []ReplicaID) []ReplicaID {
 	var out []ReplicaID
 	for _, r := range list {
-		if !m.sick(v, r) {
+		if !m.impaired(v, r) {
 			out = append(out, r)
 		}
 	}

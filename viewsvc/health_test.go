@@ -30,6 +30,52 @@ func TestHangingDisksEverywhereMoveNothing(t *testing.T) {
 	r.want(3, "n2")
 }
 
+// setFull sets whether a node reports of its only replica that it has no room for writes.
+func (r *rig) setFull(id NodeID, full bool) { r.nodes[id].Replicas[0].Full = full }
+
+func TestFullPrimaryIsReplacedByOneThatHasRoomAndComesBackWhenItHas(t *testing.T) {
+	r := pair(t)
+	r.setFull("n2", true)
+	r.ticks(2)
+	r.setFull("n1", true)
+	r.ticks(5)
+	r.want(2, "n1", "n2") // nobody has room: the primary tells clients
+	r.setFull("n2", false)
+	r.ticks(2)
+	r.want(3, "n2")
+	recruits := func() int { return len(r.m.nodes["n2"].orders[vol].Recruit) }
+	r.ticks(5)
+	if recruits() != 0 {
+		t.Error("a replica without room is recruited")
+	}
+	r.setFull("n1", false)
+	r.ticks(2)
+	if recruits() != 1 {
+		t.Error("it has room, and is not recruited")
+	}
+}
+
+// The primary believes the service of a member that has ended its stream, and does not wait for its silence.
+func TestFullMemberIsOutOfService(t *testing.T) {
+	r := pair(t)
+	alive := func() bool {
+		for _, p := range r.m.nodes["n1"].orders[vol].Peers {
+			if p.Node == "n2" {
+				return p.Alive
+			}
+		}
+		return false
+	}
+	if !alive() {
+		t.Fatal("n2 is dead")
+	}
+	r.setFull("n2", true)
+	r.ticks(2)
+	if alive() {
+		t.Error("a full member counts as in service")
+	}
+}
+
 func TestSickReplicaIsRecruitedOnlyAfterAWhile(t *testing.T) {
 	r := pair(t)
 	r.hang("n1", sickAge.Milliseconds())

@@ -17,7 +17,7 @@ func (m *Monitor) recruit(v *volumeState, w *volumeWatch) {
 	}
 	var able []ReplicaReport
 	for _, a := range v.Assigned {
-		if a.Replica != "" && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) && !m.sick(v, a.Replica) {
+		if a.Replica != "" && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica) {
 			rep, _ := m.report(v, a.Replica)
 			able = append(able, rep)
 		}
@@ -73,7 +73,7 @@ func (m *Monitor) peers(v *volumeState) []Peer {
 func (m *Monitor) perhapsAlive(v *volumeState, r ReplicaID) bool {
 	rep, reported := m.report(v, r)
 	switch {
-	case m.life(v.Replicas[r]) == lifeDead, reported && rep.Role == RolePoisoned:
+	case m.life(v.Replicas[r]) == lifeDead, reported && (rep.Role == RolePoisoned || rep.Full):
 		return false
 	}
 	return reported || v.present(r)

@@ -71,7 +71,7 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 		return nil // a member that shows up now need not be brought up to date later
 	}
 	living := m.livingBackups(v)
-	if why == hangs && len(m.well(v, living)) == 0 {
+	if (why == hangs || why == isFull) && len(m.well(v, living)) == 0 {
 		return nil // nobody would do better
 	}
 	restarted = restarted && m.life(v.Replicas[v.View.Primary]) == lifeAlive
@@ -142,6 +142,8 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 		return fmt.Sprintf("node %s restarted", node), true
 	case reported && m.sick(v, v.View.Primary) && rep.Role != RoleRecovering:
 		return hangs, false
+	case reported && rep.Full && rep.Role != RoleRecovering:
+		return isFull, false
 	case life == lifeAlive && !reported && missing >= m.opt.ResumeWait:
 		return fmt.Sprintf("node %s has lost its copy", node), false
 	}
@@ -151,8 +153,11 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 // hangs is the trouble of a primary whose disk neither works nor fails.
 const hangs = "the disk of the primary hangs"
 
+// isFull is the trouble of a primary that has no room for more writes.
+const isFull = "the disk of the primary is full"
+
 // livingBackups are the members besides the primary that can serve, the best first: those that cannot have lost
-// acknowledged writes, then those whose disks work, then the longest log.
+// acknowledged writes, then those whose disks work and have room, then the longest log.
 func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	var living []ReplicaReport
 	for _, r := range v.View.Backups {
@@ -168,7 +173,7 @@ func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 			}
 			return 1
 		}
-		if x, y := m.sick(v, a.Replica), m.sick(v, b.Replica); x != y {
+		if x, y := m.impaired(v, a.Replica), m.impaired(v, b.Replica); x != y {
 			if y {
 				return -1
 			}
@@ -209,7 +214,7 @@ func (m *Monitor) hasSpare(v *volumeState) bool {
 	for _, a := range v.Assigned {
 		switch {
 		case v.View.Has(a.Replica):
-		case a.Replica != "" && m.healthy(v, a.Replica) && !m.sick(v, a.Replica),
+		case a.Replica != "" && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica),
 			a.Replica == "" && m.life(a.Node) == lifeAlive: // it is being formatted
 			return true
 		}

@@ -98,7 +98,8 @@ type ReplicaReport struct {
 	Applied   uint64       `json:"applied"`
 	Suspect   bool         `json:"suspect"`             // may have lost acknowledged writes (flush mode, machine crash)
 	Copying   bool         `json:"copying,omitempty"`   // its image is a mixture: regions are being copied to it, or were when that ended
-	Error     string       `json:"error,omitempty"`     // why it is poisoned
+	Error     string       `json:"error,omitempty"`     // why it is poisoned, or takes no writes
+	Full      bool         `json:"full,omitempty"`      // its disk and its log are full: it takes no writes
 	Dead      []ReplicaID  `json:"dead,omitempty"`      // peers whose node refuses connections, seen by this replica
 	Learners  []Progress   `json:"learners,omitempty"`  // primary only
 	BytesLeft uint64       `json:"bytes_left"`          // what this member lacks, estimated; primary's view of it

@@ -70,7 +70,7 @@ var mutants = []mutant{
 	{"copyunfinished", "wipe,kill,slowdisk", 2500, []edit{ // a learner is added before its image is whole
 		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
 	{"copynothing", "wipe,kill", 2500, []edit{ // a region copy leaves out what changed
-		{"replication/ship.go", "	base := w.Applied\n", "	base := w.Applied\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
+		{"replication/ship.go", "		base = w.Committed\n	}\n", "		base = w.Committed\n	}\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
 	{"copybase", "wipe,kill,power,reset", 2500, []edit{ // a copy that is taken up again forgets where the image was
 		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
 	{"cachedlease", "isolate,oneway", 2500, []edit{ // a lease that ran once runs for ever
