@@ -3,6 +3,7 @@ package replication
 import (
 	"time"
 
+	"lockstep/blockdev"
 	"lockstep/wal"
 )
 
@@ -29,14 +30,14 @@ const (
 type approach struct {
 	effort int // 0: at the pacer's pace. 1: as fast as can be. More: writes are held back
 	ticks  int
-	gap    uint64 // records that it lacked at the last look
+	gap    uint64 // records that it lacked at the last look, or blocks of the log if these were more
 	copied uint64 // bytes of the image that it had been sent
 	idle   time.Duration
 }
 
 func (a *approach) hurries() bool { return a.effort > 0 }
 
-// tick takes what a learner lacks: so many records, and the image or not, of which it was sent so many bytes. It returns by how
+// tick takes what a learner lacks: so many records or blocks of the log, and the image or not, of which it was sent so many bytes. It returns by how
 // much each frame is to be held back that it may arrive.
 func (a *approach) tick(gap uint64, whole bool, copied uint64) time.Duration {
 	if a.ticks++; a.ticks >= lookTicks {
@@ -87,8 +88,11 @@ func (r *Replica) hold() time.Duration {
 func (s *stream) lack() time.Duration {
 	r := s.r
 	d := time.Duration(0)
-	if p := r.core.find(s.peer); p != nil && p.written > 0 && r.end > p.written {
-		d = s.near.tick(uint64(r.end-p.written), p.copied, s.copyBytes)
+	if p := r.core.find(s.peer); p != nil && p.written > 0 {
+		r.core.Lacks(p.id, uint64(r.store.LogBytes(p.written, r.end))/blockdev.BlockSize)
+		if r.end > p.written {
+			d = s.near.tick(max(uint64(r.end-p.written), p.lacks), p.copied, s.copyBytes)
+		}
 	}
 	danger := 0.0
 	if s.direct {

@@ -18,7 +18,7 @@ const (
 	peerDeadTicks  = 2 * TicksPerSecond // a member silent for so long is proposed for removal
 	retryTicks     = 4                  // between two tries of a proposal that got no answer
 	joinTicks      = 6                  // how long commit waits for a learner that is to join and does not answer
-	joinLag        = 1024               // records that it may not have written when that begins
+	joinLag        = 1024               // records that it may not have written when that begins, and blocks of the log
 )
 
 // State is what a replica is doing. doc.go has the table of moves.

@@ -23,6 +23,7 @@ type peer struct {
 	copied           bool    // a learner that needs no more regions
 	owed             wal.LSN // was stable here at some tick
 	behind           int     // ticks for which it has lacked that
+	lacks            uint64  // blocks of the log that it has not written, as far as the driver told
 	lease            Instant // it opens no tenure of its own before; own clock
 }
 
@@ -141,6 +142,13 @@ func (c *Core) PeerDown(r viewsvc.ReplicaID, stream uint64, refused bool) {
 	p.refused = refused
 	if r == c.joining {
 		c.leaveR()
+	}
+}
+
+// Lacks tells how many blocks of the log a learner has yet to write.
+func (c *Core) Lacks(r viewsvc.ReplicaID, blocks uint64) {
+	if p := c.find(r); p != nil {
+		p.lacks = blocks
 	}
 }
 

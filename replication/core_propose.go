@@ -8,7 +8,7 @@ import (
 )
 
 // addCaughtUp puts a learner that lacks next to nothing into R. Under a steady load it would never be quite at the commit
-// point; from here on the commit point waits for it, for as long as it takes to write those few records.
+// point; from here on the commit point waits for it, for as long as it takes to write those few records, of a few MiB.
 func (c *Core) addCaughtUp() {
 	if c.state != StateOpen || c.successor != "" || c.proposal != nil {
 		return
@@ -20,7 +20,7 @@ func (c *Core) addCaughtUp() {
 		return
 	}
 	for _, p := range c.peers {
-		if p.required || !p.up || !p.copied || p.written+joinLag < c.commit || p.silent > heartbeatTicks+1 || c.onTrial(p.id) {
+		if p.required || !p.up || !p.copied || p.written+joinLag < c.commit || p.lacks > joinLag || p.silent > heartbeatTicks+1 || c.onTrial(p.id) {
 			continue
 		}
 		p.required, c.joining = true, p.id // first R, then the proposal (I8)

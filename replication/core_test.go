@@ -227,3 +227,21 @@ func TestAnswerToAnEarlierTryDoesNotShrinkR(t *testing.T) {
 		t.Error("a learner that cannot be a member any more is waited for")
 	}
 }
+
+// A few large writes hold commit up for as long as many small ones do.
+func TestLearnerThatLacksManyBytesDoesNotJoinYet(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a"))
+	c.Recruits([]viewsvc.ReplicaID{"b"})
+	c.PeerUp("b", 1, false)
+	mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1})
+	c.Lacks("b", joinLag+1)
+	c.Tick(0)
+	if c.Required("b") {
+		t.Error("commit waits for a learner that lacks more than 4 MiB of the log")
+	}
+	c.Lacks("b", joinLag)
+	c.Tick(0)
+	if !c.Required("b") {
+		t.Error("it lacks little and does not join")
+	}
+}

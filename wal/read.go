@@ -245,15 +245,16 @@ func (l *Log) frameOf(x LSN) (frameEntry, error) {
 	return l.index.at(i), nil
 }
 
-// BytesBetween is how much of the log lies behind the frame that holds from and not behind the one that holds to.
+// BytesBetween is how much of the log lies behind the frame that holds from and not behind the one that holds to, of what
+// the log still has.
 func (l *Log) BytesBetween(from, to LSN) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	behind := func(x LSN) Pos {
-		if i := l.index.find(x + 1); i >= 0 && x < l.end {
-			return l.index.at(i).pos()
+		if x >= l.end || l.index.n == 0 {
+			return l.endPos
 		}
-		return l.endPos
+		return l.index.at(max(0, l.index.find(x+1))).pos()
 	}
 	return int64(behind(to)-behind(from)) * BlockSize
 }
