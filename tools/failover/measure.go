@@ -103,6 +103,14 @@ func measure(ctx context.Context, o options, dir string) (*report, error) {
 			r.Events = append(r.Events, e)
 		}
 	}
+	if o.recruits > 0 {
+		e, err := recruits(ctx, c, l, o.recruits)
+		if err != nil {
+			l.end()
+			return nil, err
+		}
+		r.Events = append(r.Events, e...)
+	}
 	if r.Load, err = l.finish(ctx); err != nil {
 		return nil, err
 	}
