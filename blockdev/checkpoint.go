@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"fmt"
-	"time"
 
 	"lockstep/wal"
 )
@@ -48,7 +47,7 @@ func (s *Store) recordCommit() error {
 // checkpoint moves the point where recovery begins to what is applied (B3). applyMu is held. A crash before the
 // meta save is stable leaves the old checkpoint, whose frames the log still has.
 func (s *Store) checkpoint(change func(*meta)) error {
-	began := time.Now()
+	began := s.o.Now()
 	at := s.appliedAt
 	if !s.o.broken.has(metaBeforeSync) {
 		if err := s.syncImage(); err != nil {
@@ -79,7 +78,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 	s.checkpointPos.Store(uint64(at.Pos))
 	s.hurry = false
 	s.checkpointed.Store(uint64(at.LSN))
-	s.emit(EventCheckpoint{LSN: at.LSN, Took: time.Since(began)})
+	s.emit(EventCheckpoint{LSN: at.LSN, Took: s.o.Now().Sub(began)})
 	if s.wantRoom.Swap(false) && s.o.OnRoom != nil {
 		s.o.OnRoom()
 	}

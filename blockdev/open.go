@@ -22,6 +22,9 @@ func OpenStore(o StoreOptions) (*Store, error) {
 	if o.BootID == "" {
 		o.BootID = kernelBootID()
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	s := &Store{
 		o: o, kick: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
 		failed: make(chan struct{}),
@@ -49,7 +52,7 @@ func kernelBootID() string {
 }
 
 func (s *Store) open() error {
-	began := time.Now()
+	began := s.o.Now()
 	if err := s.openFiles(); err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ func (s *Store) open() error {
 	}
 	s.emit(EventRecovered{
 		Checkpoint: m.Checkpoint.LSN, Committed: wal.LSN(s.committed.Load()), End: s.log.End(),
-		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: time.Since(began),
+		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: s.o.Now().Sub(began),
 	})
 	return nil
 }
@@ -191,7 +194,9 @@ func (s *Store) openLog(m meta) (wal.Recovery, error) {
 	}
 	var rec wal.Recovery
 	var err error
-	s.log, rec, err = wal.Open(walOptions(s.o.FS, s.o.Dir, m), start, policy, s.visit)
+	o := walOptions(s.o.FS, s.o.Dir, m)
+	o.Now = s.o.Now
+	s.log, rec, err = wal.Open(o, start, policy, s.visit)
 	if err != nil {
 		s.log = nil
 		return rec, err

@@ -83,6 +83,8 @@ type StoreOptions struct {
 	Dir string
 	// BootID names the machine's boot; default: the kernel's.
 	BootID string
+	// Now is the clock that ages are told by (OldestIO, events); default: time.Now.
+	Now func() time.Time
 	// Manual leaves applying and checkpoints to the caller, who calls Step. Otherwise one goroutine does it.
 	Manual bool
 	// ScrubRate is how fast the replica is scrubbed in the background, in bytes a second: 0 is DefaultScrubRate, less

@@ -38,8 +38,8 @@ type Log struct {
 	writeMu sync.Mutex // held by Append, Cut and Reset
 	syncMu  sync.Mutex // held while files are synced, and by whoever wants no sync beside
 
-	clock   time.Time    // when the log was opened
-	writing atomic.Int64 // ns after clock when the write that is under way began, 0 if none is; changed under writeMu
+	opened  time.Time
+	writing atomic.Int64 // ns after opened when the write that is under way began, 0 if none is; changed under writeMu
 	syncing atomic.Int64 // likewise for the sync, under syncMu
 
 	mu sync.Mutex // guards everything below; never held during I/O
@@ -171,7 +171,7 @@ func (l *Log) write(b []byte, at Pos) error {
 	return nil
 }
 
-func (l *Log) now() int64 { return 1 + int64(time.Since(l.clock)) }
+func (l *Log) now() int64 { return 1 + int64(l.o.Now().Sub(l.opened)) }
 
 // OldestIO is how long the disk has been at the write or the sync that it was given first and is not done with; 0 when
 // it has nothing to do. A disk that hangs shows here.

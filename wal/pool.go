@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"time"
 
 	"lockstep/wal/vfs"
 )
@@ -25,7 +26,8 @@ type Options struct {
 	Dir          string // holds the segments and nothing else
 	SegmentBytes int64  // a multiple of BlockSize; 0 is DefaultSegmentBytes
 	Segments     int
-	Salt         uint64 // random, one per volume, not 0
+	Salt         uint64           // random, one per volume, not 0
+	Now          func() time.Time // for OldestIO; default time.Now
 
 	broken mutation // tests only: rules not kept
 }
@@ -34,6 +36,9 @@ type Options struct {
 func (o Options) Bytes() int64 { return o.SegmentBytes * int64(o.Segments) }
 
 func (o *Options) validate() error {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = DefaultSegmentBytes
 	}

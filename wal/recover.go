@@ -2,7 +2,6 @@ package wal
 
 import (
 	"fmt"
-	"time"
 )
 
 // RecoverPolicy says what Open does about corruption (W7).
@@ -45,7 +44,7 @@ func Open(o Options, start Start, policy RecoverPolicy, visit func(f Frame, at P
 	if err != nil {
 		return nil, Recovery{}, err
 	}
-	l := &Log{o: o, segBlocks: Pos(o.SegmentBytes / BlockSize), files: files, clock: time.Now()}
+	l := &Log{o: o, segBlocks: Pos(o.SegmentBytes / BlockSize), files: files, opened: o.Now()}
 	l.checkpoint = Start{LSN: start.LSN, Pos: start.Pos, Chain: start.Chain}
 	l.end, l.endPos, l.endSum = start.LSN, start.Pos, start.Chain
 	l.newest = start.Pos / l.segBlocks

@@ -123,7 +123,7 @@ func (m *machine) refused(err error) {
 // open opens the replica that is on the disk.
 func (m *machine) open(v viewsvc.Volume) error {
 	p := m.p
-	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: m.fs, Dir: volumeDir, BootID: fmt.Sprintf("%s-%d", m.name, m.boot), Manual: true,
+	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: m.fs, Dir: volumeDir, BootID: fmt.Sprintf("%s-%d", m.name, m.boot), Manual: true, Now: p.Now,
 		OnEvent: func(e blockdev.Event) { m.storageEvent(e) },
 		OnRoom: func() {
 			m.w.stats.note(logFull)
