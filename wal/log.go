@@ -74,7 +74,7 @@ func (l *Log) Append(f Frame) (Pos, error) {
 			return 0, err
 		}
 	}
-	if err := l.write(f.b, at); err != nil {
+	if err := l.writeFrame(f.b, at); err != nil {
 		return 0, err
 	}
 	blocks := Pos(len(f.b) / BlockSize)
@@ -92,6 +92,20 @@ func (l *Log) Append(f Frame) (Pos, error) {
 		file.StartWriteback(off, int64(at+blocks-from)*BlockSize)
 	}
 	return at, nil
+}
+
+// pieceBytes is how much of a large frame is written at a time: the disk works on one piece while the next is copied.
+const pieceBytes = 256 << 10
+
+func (l *Log) writeFrame(b []byte, at Pos) error {
+	file, off := l.locate(at)
+	for ; len(b) > pieceBytes; b, at, off = b[pieceBytes:], at+pieceBytes/BlockSize, off+pieceBytes {
+		if err := l.write(b[:pieceBytes], at); err != nil {
+			return err
+		}
+		file.StartWriteback(off, pieceBytes)
+	}
+	return l.write(b, at)
 }
 
 // hintBlocks is how much is appended without a Sync before the disk is asked to begin: the Sync at the end of a
