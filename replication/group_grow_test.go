@@ -292,6 +292,51 @@ func TestGrowthThatWasCutOffIsNotOffered(t *testing.T) {
 	})
 }
 
+// A copy that is made primary by force, and is of a time before the volume grew, grows before it serves; without room it
+// lets nobody in, for clients count on the size that they were told.
+func TestForcedCopyCatchesUpWithTheSize(t *testing.T) {
+	for _, room := range []bool{true, false} {
+		bubble(t, 2, groupOptions{}, func(g *group, _ *memNet) {
+			const size = 6 << 20
+			g.open(2)
+			g.stop("b")
+			g.open(1)
+			g.wish(size)
+			g.mustComplete(g.attachTo(g.grown(size)), writeVersion(size/blockdev.BlockSize-1, 1))
+			g.await("view service that knows", func(viewsvc.View) bool {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				return g.volume.Size == size
+			})
+			unpin := g.pin()
+			defer unpin()
+			g.kill("a")
+			if !room {
+				g.all["b"].fs.Inject(func(op memfs.Op) memfs.Effect {
+					if op.Kind == "truncate" {
+						return memfs.Effect{Err: syscall.ENOSPC}
+					}
+					return memfs.Effect{}
+				})
+			}
+			g.start("b")
+			g.become("b")
+			if room {
+				g.mustComplete(g.attachTo(g.grown(size)), writeVersion(size/blockdev.BlockSize-1, 2))
+				return
+			}
+			time.Sleep(time.Second)
+			b := g.replica("b")
+			if _, err := dialReplica(b, "", 0); !errors.Is(err, blockdev.ErrNotPrimary) || b.Report().GrowError == "" {
+				t.Errorf("a copy of %d bytes in place of %d lets clients in: %v; it says %q", b.store.Size(), size, err, b.Report().GrowError)
+			}
+			g.all["b"].fs.Inject(nil)
+			time.Sleep(growRetry + time.Second)
+			g.mustComplete(g.attachTo(g.grown(size)), writeVersion(size/blockdev.BlockSize-1, 3))
+		})
+	}
+}
+
 // Members need not be equally large for their regions to be the same.
 func TestDigestIsThatOfWhatWasWritten(t *testing.T) {
 	if digest([]uint32{1, 0, 2}) != digest([]uint32{1, 0, 2, 0, 0}) || digest(nil) != digest([]uint32{0}) {

@@ -21,7 +21,8 @@ import (
 // Whoever has a record beyond the old size has that VIEW record before it, or was copied from who did; so no log has a
 // record that its replica has no place for (B11 of blockdev). And a size that was offered is every member's, on stable storage:
 // whoever is primary next offers no less. A record that is cut leaves a replica that is larger than what was offered. When it
-// becomes primary its tenure begins with that size.
+// becomes primary its tenure begins with that size. A copy that an operator makes primary by force may be smaller than what
+// was offered once: it grows before its tenure begins.
 
 // growRetry is the pause after the file system had no room for the size that is wanted.
 const growRetry = 5 * time.Second
@@ -64,7 +65,7 @@ func (r *Replica) makeRoom() {
 
 // outgrown tells whether the volume is to be made larger now, with mu held.
 func (r *Replica) outgrown() bool {
-	want := r.hard.Volume.Wanted
+	want := max(r.hard.Volume.Size, r.hard.Volume.Wanted)
 	if want <= r.growth.size || r.core.State() != StateOpen || r.core.Draining() || r.store.Room() < want {
 		return false
 	}
@@ -79,7 +80,7 @@ func (r *Replica) outgrown() bool {
 
 // grow makes the volume larger. mu is held, and given up during I/O.
 func (r *Replica) grow(a *after) {
-	want, tenure := r.hard.Volume.Wanted, r.core.View().Tenure
+	want, tenure := max(r.hard.Volume.Size, r.hard.Volume.Wanted), r.core.View().Tenure
 	r.mu.Unlock()
 	err := r.store.Grow(want)
 	r.mu.Lock()
@@ -92,6 +93,22 @@ func (r *Replica) grow(a *after) {
 	}
 	r.write(r.sealView(r.core.View().Num, a), a, true)
 }
+
+// catchUpSize is for a copy that was made primary by force, and is of a time before the volume grew: clients count on the
+// size that they were told. If it has no room it does not let them in (shrunk). mu is held, and given up during I/O.
+func (r *Replica) catchUpSize() {
+	want := r.hard.Volume.Size
+	if want <= r.store.Size() {
+		return
+	}
+	r.mu.Unlock()
+	err := r.store.Grow(want) // a failed disk is the next write's to find
+	r.mu.Lock()
+	r.growth.err = err
+}
+
+// shrunk tells that this replica has less than clients were told, with mu held.
+func (r *Replica) shrunk() bool { return r.growth.offered.Load() < r.hard.Volume.Size }
 
 // sealView orders a VIEW record with this replica's size. mu is held.
 func (r *Replica) sealView(num viewsvc.ViewNum, a *after) *frameBuf {

@@ -129,6 +129,7 @@ func frameRoom(payload int) int { return payload + payload/16 + 64<<10 }
 func (r *Replica) beginTenure(a *after) {
 	v := r.beginView
 	r.beginView = viewsvc.View{}
+	r.catchUpSize()
 	if r.core.State() != StateOpening || r.core.View().Tenure != v.Tenure {
 		return
 	}

@@ -65,7 +65,7 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	r.mu.Lock()
 	r.awaitOpen(ctx)
 	name := r.hard.Volume.Name // it is told after mu was given up
-	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() || !r.heardOrders() {
+	if st := r.core.State(); st != StateOpen || r.closed || r.core.Draining() || !r.heardOrders() || r.shrunk() {
 		why := r.notPrimary(id)
 		r.mu.Unlock()
 		return nil, fmt.Errorf("attach to %s: state %v: %w", name, st, why)

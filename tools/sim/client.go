@@ -16,7 +16,8 @@ const (
 	watchEvery    = 250 * time.Millisecond
 )
 
-// hotRuns are the runs of blocks that are written: few, so that much happens to each, one across two regions.
+// hotRuns are the runs of blocks that are written: few, so that much happens to each, one across two regions. There are
+// more when the volume has grown.
 var hotRuns = [...][2]uint64{{0, 4}, {254, 4}, {600, 3}, {1000, 4}}
 
 // stamp fills a sector with the identity of the write that wrote it.
@@ -102,7 +103,7 @@ func (k *client) work() {
 // invent makes a request.
 func (k *client) invent() *op {
 	c, w := k.g.c, k.g.c.w
-	run := hotRuns[w.rng.IntN(len(hotRuns))]
+	run := c.runs[w.rng.IntN(len(c.runs))]
 	o := &op{client: k.no}
 	lo, n := run[0]*blockSectors, run[1]*blockSectors
 	if w.one(4) { // parts of blocks

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"lockstep/blockdev"
@@ -49,8 +50,10 @@ type cluster struct {
 	load          bool
 	mayFailReads  bool // a block was damaged
 	damagedBlocks map[uint64]bool
-	lostBlocks    bool    // some of which no good copy is left
-	acked         wal.LSN // newest record that is known to be acknowledged, and its epoch
+	lostBlocks    bool        // some of which no good copy is left
+	runs          [][2]uint64 // of blocks that clients use
+	enlarges      *rand.Rand  // decides when the volume is to become larger; nil: never
+	acked         wal.LSN     // newest record that is known to be acknowledged, and its epoch
 	ackedEpoch    wal.Epoch
 	ackedIn       viewsvc.ViewNum                         // tenure in which it was
 	minAcked      wal.LSN                                 // commit point when writes were acknowledged last
@@ -88,6 +91,11 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.stormTime = w.between(time.Second, 6*time.Second)
 	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
 	c.views.onView = c.checkView
+	c.views.onGrown = c.grown
+	c.runs = slices.Clone(hotRuns[:])
+	if seed%growingSeeds == 0 { // the others are as they would be without
+		c.enlarges = newRand(^seed)
+	}
 	c.views.loss = []int{1000, 100, 8}[w.rng.IntN(3)]
 	for i := range c.copies + w.rng.IntN(3) {
 		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
@@ -118,6 +126,9 @@ func (c *cluster) run() string {
 	w.run(bootTime, nil)
 	if c.operator {
 		c.operate()
+	}
+	if c.enlarges != nil {
+		c.enlarge()
 	}
 	c.nemesis.begin()
 	w.run(bootTime+c.stormTime, nil)
@@ -286,7 +297,7 @@ func (c *cluster) failed(o *op, err error) {
 
 // well tells whether the volume has all its members and everything was answered.
 func (c *cluster) well() bool {
-	if !c.complete() {
+	if !c.complete() || c.growing() {
 		return false
 	}
 	for _, g := range c.gateways {
@@ -355,7 +366,7 @@ func (c *cluster) finalReads() {
 	}
 	s := c.clients[0].s
 	var reads []*op
-	for _, run := range hotRuns {
+	for _, run := range c.runs {
 		for b := run[0]; b < run[0]+run[1]; b++ {
 			reads = append(reads, s.k.read(b))
 		}
@@ -374,8 +385,8 @@ func (c *cluster) finalReads() {
 func (c *cluster) compare() {
 	v := c.views.current()
 	var want, got [blockdev.BlockSize]byte
-	for _, run := range hotRuns {
-		for b := max(run[0], 1) - 1; b <= run[0]+run[1]; b++ {
+	for _, run := range c.runs {
+		for b := max(run[0], 1) - 1; b <= run[0]+run[1] && b < c.blocks(); b++ {
 			for i, r := range v.Members() {
 				m := c.byReplica(r)
 				excused := c.lostBlocks && c.damagedBlocks[b]

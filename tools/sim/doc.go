@@ -42,6 +42,8 @@
 //     flushed is there all the same if it was only resumed.
 //   - A sector holds one write's bytes, which belong there.
 //   - No request fails but by an I/O error on a block that the nemesis damaged.
+//   - In a quarter of the runs the volume grows. What the view service says that it has can be used by all clients, at
+//     every primary from then on.
 //   - I2 and the numbers of views, as each is made; I5, I7, I9, I10 and min_copies whenever something is acknowledged and
 //     whenever a primary opens (asserts.go). The replicas' own assertions panic.
 //   - Verify and scrub find damage where there is some and nowhere else; after a scrub no block is bad of which there is

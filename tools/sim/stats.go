@@ -39,6 +39,7 @@ const (
 	badFound
 	soundFound
 	minWaited
+	grown
 	sometimesCount
 )
 
@@ -52,7 +53,7 @@ var sometimesNames = [sometimesCount]string{
 	grantWaited: "new primary waited for its grant to end", copySurvived: "copy went on under another primary",
 	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing", hungUp: "client hung up", resumedHeld: "held volume resumed by an operator", forced: "older copy forced to be primary", outcast: "replica disowned and set aside",
 	stopped: "process stopped in good order", badFound: "check found damage", soundFound: "check found all sound",
-	minWaited:   "writes waited for more members",
+	minWaited: "writes waited for more members", grown: "volume grown",
 	ghostFenced: "requests of a client that is gone fenced",
 }
 

@@ -33,6 +33,7 @@ type views struct {
 	held    []*heldPing
 	history []viewsvc.View
 	onView  func(viewsvc.Kind, viewsvc.View)
+	onGrown func(size uint64)
 
 	loss int // one reply in so many is lost
 
@@ -255,6 +256,10 @@ func (v *views) apply(c viewsvc.Command) (viewsvc.Result, error) {
 		if c.Proposal.Kind == viewsvc.KindHandover {
 			v.w.stats.note(handedOver)
 		}
+	}
+	if err == nil && c.Op == viewsvc.OpGrown && c.Size > r.Size {
+		v.w.tr("the volume has grown from %d to %d bytes", r.Size, c.Size)
+		v.onGrown(c.Size)
 	}
 	if err == nil && v.mon != nil {
 		v.mon.Changed(c, r)
