@@ -1,0 +1,314 @@
+package viewsvc
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestFirstPrimaryIsTheFirstAssigned(t *testing.T) {
+	r := newRig(t, "n1", "n2")
+	r.down["n1"] = true
+	r.create(2)
+	r.ticks(2)
+	if r.view().Num != 0 {
+		t.Fatalf("n2 became primary before FirstWait: %+v", r.view())
+	}
+	delete(r.down, "n1")
+	r.ticks(2)
+	r.want(1, "n1")
+}
+
+func TestFirstPrimaryIsAnyAfterAWait(t *testing.T) {
+	r := newRig(t, "n1", "n2")
+	r.down["n1"] = true
+	r.create(2)
+	r.ticks(2 + testOptions.FirstWait)
+	r.want(1, "n2")
+}
+
+func TestSecondBecomesBackupAndConsecutiveViewsDiffer(t *testing.T) {
+	r := pair(t)
+	r.ticks(3 * testOptions.TDead)
+	r.want(2, "n1", "n2") // nothing happened, so nothing changed
+	if o := r.m.nodes["n1"].orders[vol]; len(o.Recruit) != 0 {
+		t.Errorf("a full view recruits %v", o.Recruit)
+	}
+}
+
+func TestSilentPrimaryIsReplacedAfterTheFullTimeout(t *testing.T) {
+	r := pair(t)
+	r.down["n1"] = true
+	r.ticks(testOptions.TDead - 1)
+	r.want(2, "n1", "n2")
+	r.ticks(1)
+	r.want(3, "n2")
+}
+
+func TestRefusingPrimaryIsReplacedAtOnce(t *testing.T) {
+	r := pair(t)
+	r.die("n1")
+	r.want(3, "n2")
+	if v := r.view(); v.Tenure != 3 {
+		t.Errorf("tenure %d", v.Tenure)
+	}
+}
+
+func TestQuickRestartCountsAsDeath(t *testing.T) {
+	r := pair(t)
+	r.join("n1")
+	r.ticks(1)
+	r.want(3, "n2")
+	r.ticks(2)
+	r.recruit() // it comes back as a learner
+	r.want(4, "n2", "n1")
+}
+
+func TestPoisonedPrimaryIsReplacedAndNeverRecruited(t *testing.T) {
+	r := pair(t)
+	r.nodes["n1"].Replicas[0].Role = RolePoisoned
+	r.ticks(2)
+	r.want(3, "n2")
+	r.ticks(5)
+	if o := r.m.nodes["n2"].orders[vol]; len(o.Recruit) != 0 {
+		t.Errorf("recruits %v", o.Recruit)
+	}
+	poisoned := r.nodes["n1"].Replicas[0].Replica
+	v := r.view()
+	cmd, err := r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindAdd, Primary: v.Primary, Backups: ids(poisoned), Try: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := errors.AsType[*RuleError](r.apply(cmd)); !ok {
+		t.Errorf("adding it: %v", err)
+	}
+	cmd.Veto = "" // an earlier try, which a leader got that knew nothing of this
+	if _, ok := errors.AsType[*RuleError](r.apply(cmd)); !ok {
+		t.Error("a proposal that was refused is accepted when it comes again")
+	}
+}
+
+func TestPrimaryWithoutItsCopyIsReplaced(t *testing.T) {
+	r := pair(t)
+	r.nodes["n1"].Replicas = nil
+	lost := r.view().Primary
+	r.ticks(testOptions.ResumeWait + 2)
+	r.want(3, "n2")
+	if !r.s.volumes[vol].present(lost) {
+		t.Error("the copy was given up at once; it may only be unplugged")
+	}
+	r.ticks(testOptions.RecruitAfter)
+	if v := r.s.volumes[vol]; v.present(lost) || v.Replicas[lost] != "n1" {
+		t.Errorf("another copy is not another replica: %+v", v.Assigned)
+	}
+	r.recruit()
+	r.want(4, "n2", "n1")
+	if r.view().Has(lost) {
+		t.Error("the lost replica is back in the view")
+	}
+}
+
+func TestLongestLogIsPromoted(t *testing.T) {
+	for _, longest := range []int{0, 1} {
+		r := newRig(t, "n1", "n2", "n3")
+		r.create(3)
+		r.ticks(3)
+		r.recruit()
+		backups := []NodeID{"n2", "n3"}
+		r.nodes[backups[longest]].Replicas[0].LogEnd = 20
+		r.ticks(1)
+		r.die("n1")
+		r.want(3, backups[longest], backups[1-longest])
+	}
+}
+
+func TestOutsiderIsNeverPromoted(t *testing.T) {
+	r := pair(t, "n3")
+	r.die("n2")
+	v := r.view()
+	r.propose(Proposal{Kind: KindRemove, Primary: v.Primary})
+	r.want(3, "n1")
+	r.ticks(testOptions.RecruitAfter + 2) // n3 is assigned now, alive and empty
+	if a := r.s.volumes[vol].assignment("n3"); a == nil || a.Replica == "" {
+		t.Fatalf("n3 was not recruited: %+v", r.s.volumes[vol].Assigned)
+	}
+	r.die("n1")
+	r.join("n2") // it holds data, but was removed
+	r.ticks(5 * testOptions.TDead)
+	r.want(3, "n1") // a lone primary that dies moves nothing
+	r.join("n1")
+	r.ticks(testOptions.ResumeWait + 3)
+	r.want(4, "n1")
+	if r.view().Tenure != 4 {
+		t.Errorf("the restarted primary goes on in tenure %d", r.view().Tenure)
+	}
+}
+
+func TestBackupsDeathIsThePrimarysBusiness(t *testing.T) {
+	r := pair(t)
+	r.die("n2")
+	r.want(2, "n1", "n2")
+	peers := r.m.nodes["n1"].orders[vol].Peers
+	if !peers[0].Alive || peers[1].Alive {
+		t.Errorf("peers %+v: the primary is to know that n2 is dead", peers)
+	}
+	r.ticks(3 * testOptions.TDead)
+	r.want(2, "n1", "n2")
+}
+
+func TestAfterTotalRestartABackupThatShowsUpIsPromoted(t *testing.T) {
+	r := pair(t)
+	r.lead()
+	r.join("n1")
+	r.down["n2"] = true
+	r.ticks(testOptions.ResumeWait - 2)
+	r.want(2, "n1", "n2")
+	r.join("n2")
+	r.ticks(2)
+	r.want(3, "n2")
+}
+
+func TestAfterTotalRestartTheOldPrimaryResumesAlone(t *testing.T) {
+	r := pair(t)
+	r.lead()
+	r.join("n1")
+	r.down["n2"] = true
+	r.ticks(testOptions.ResumeWait + 3)
+	r.want(3, "n1")
+	if h := r.s.volumes[vol].History; h[2].Kind != KindResume {
+		t.Errorf("kind %s", h[2].Kind)
+	}
+	r.join("n2")
+	r.ticks(3)
+	r.recruit()
+	r.want(4, "n1", "n2")
+}
+
+func TestAfterTotalRestartMembersAreWaitedForShortly(t *testing.T) {
+	r := newRig(t, "n1", "n2", "n3")
+	r.create(3)
+	r.ticks(3)
+	r.recruit()
+	r.lead()
+	r.join("n1")
+	r.join("n2")
+	r.down["n3"] = true
+	r.ticks(testOptions.ResumeWait - 2)
+	r.want(2, "n1", "n2", "n3")
+	r.join("n3")
+	r.ticks(3)
+	r.want(3, "n2", "n3")
+}
+
+// A view service that stopped while the primary went on must not be confused by an old report of a restart.
+func TestResumedPrimaryIsNotResumedAgain(t *testing.T) {
+	r := pair(t)
+	r.die("n2")
+	r.propose(Proposal{Kind: KindRemove, Primary: r.view().Primary})
+	n := r.join("n1")
+	r.ticks(1)
+	stale := *n
+	r.ticks(testOptions.ResumeWait + 5)
+	r.want(4, "n1")
+	stale.Seq++
+	for range 3 { // reports that were under way
+		if err := r.m.Ping(stale); err != nil {
+			t.Fatal(err)
+		}
+		r.settle()
+	}
+	r.want(4, "n1")
+}
+
+func TestRolledBackServiceMakesNoView(t *testing.T) {
+	r := pair(t)
+	r.nodes["n2"].Replicas[0].View = 5 // this service never made it
+	r.ticks(1)
+	if !r.saw(EventVolumeRefused) {
+		t.Error("nobody is told")
+	}
+	s, err := r.m.VolumeStatus("vol0")
+	if err != nil || !strings.Contains(s.Problem, "view 5") {
+		t.Errorf("status %+v, error %v", s, err)
+	}
+	r.die("n1")
+	r.join("n1")
+	r.ticks(5 * testOptions.TDead)
+	r.want(2, "n1", "n2")
+	if _, err := r.m.PlanForce("vol0", "n2", ""); !errors.Is(err, ErrRolledBack) {
+		t.Errorf("force: %v", err)
+	}
+	v := r.view()
+	_, err = r.m.Vet(Proposal{Volume: vol, Expect: v.Num, Tenure: v.Tenure, From: v.Primary, Kind: KindRemove, Primary: v.Primary})
+	if !errors.Is(err, ErrRolledBack) {
+		t.Errorf("proposal: %v", err)
+	}
+}
+
+func TestFailedCommandIsNotRepeatedAtOnce(t *testing.T) {
+	r := pair(t)
+	tries := map[uint64]int{}
+	r.reject = func(c Command) error {
+		if c.Op == OpView {
+			tries[r.m.now]++
+			return errors.New("no")
+		}
+		return nil
+	}
+	r.die("n1")
+	start := r.m.now
+	r.ticks(40)
+	got := slices.Sorted(maps.Keys(tries))
+	for i, at := range got {
+		got[i] = at - start
+	}
+	if want := []uint64{0, 2, 6, 14, 30}; !slices.Equal(got, want) {
+		t.Errorf("tried at ticks %v, want %v", got, want)
+	}
+}
+
+// A primary's last proposal can be committed while its replacement is under way.
+func TestOvertakenPromotionIsPlannedAnewAtOnce(t *testing.T) {
+	r := newRig(t, "n1", "n2", "n3")
+	r.create(3)
+	r.ticks(3)
+	r.recruit()
+	v := r.view()
+	last := Proposal{Volume: vol, Expect: 2, Tenure: v.Tenure, From: v.Primary, Kind: KindRemove, Primary: v.Primary, Backups: v.Backups[:1]}
+	r.reject = func(c Command) error {
+		if c.Op != OpView {
+			return nil
+		}
+		r.reject = nil
+		return r.apply(Command{Op: OpView, Proposal: &last})
+	}
+	r.die("n1")
+	r.want(4, "n2")
+}
+
+func TestCrashLoopingPrimaryIsResumedEverMoreSlowly(t *testing.T) {
+	r := newRig(t, "n1")
+	r.create(1)
+	r.ticks(3)
+	views := []uint64{}
+	for range 60 {
+		n := r.join("n1") // it never gets as far as opening
+		n.Replicas[0].Role = RoleRecovering
+		before := r.view().Num
+		r.ticks(1)
+		n.Replicas[0].Role = RoleRecovering
+		r.ticks(1)
+		if r.view().Num > before {
+			views = append(views, r.m.now)
+		}
+	}
+	var gaps []uint64
+	for i := 1; i < len(views); i++ {
+		gaps = append(gaps, views[i]-views[i-1])
+	}
+	if want := []uint64{2, 2, 4, 8, 16, 16}; !slices.Equal(gaps[:len(want)], want) {
+		t.Errorf("the views are %v ticks apart, want %v and so on", gaps, want)
+	}
+}
