@@ -1,6 +1,10 @@
 package replication
 
 import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"lockstep/viewsvc"
@@ -243,5 +247,44 @@ func TestLearnerThatLacksManyBytesDoesNotJoinYet(t *testing.T) {
 	c.Tick(0)
 	if !c.Required("b") {
 		t.Error("it lacks little and does not join")
+	}
+}
+
+// The table of roles in doc.go is what setState asserts.
+func TestRolesAreAsDocumented(t *testing.T) {
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "//\trole ")
+	table, _, _ = strings.Cut(table, "//\n")
+	documented := map[string][]string{}
+	for _, row := range strings.Split(table, "\n//\t")[1:] {
+		cells := regexp.MustCompile(`  +`).Split(strings.TrimSpace(row), 3)
+		if len(cells) != 3 {
+			t.Fatalf("row %q", row)
+		}
+		next := regexp.MustCompile(`\s*\([^)]*\)`).ReplaceAllString(cells[2], "")
+		documented[cells[0]] = strings.FieldsFunc(next, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	name := func(s State) string {
+		if s == StateOpen {
+			return "open"
+		}
+		return s.String()
+	}
+	for s := StateLearner; s <= StatePoisoned; s++ {
+		want := documented[name(s)]
+		var got []string
+		for _, n := range nextStates[s] {
+			if n != StatePoisoned {
+				got = append(got, name(n))
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: next are %v, documented %v", name(s), got, want)
+		}
 	}
 }

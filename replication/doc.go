@@ -18,14 +18,17 @@
 // # Roles
 //
 //	role        meaning                                               next
-//	blank       formatted, never in touch with a primary              learner, opening
-//	learner     outside the view; takes what a primary sends          backup (a view has it), opening (forced)
-//	backup      member; mirrors the primary, refuses clients          opening, learner, backup
-//	opening     primary of a new tenure; clients refused              open, held, backup, learner
-//	held        as opening, but only an operator can let it open      open, backup, learner
-//	open        primary; serves clients                               opening (new tenure), backup, learner
-//	recovering  restarted; was primary in its last view               opening (new tenure), backup, learner
+//	blank       a learner that was never in touch with a primary      as learner
+//	learner     outside the view; takes what a primary sends          learner, backup, opening (forced), recovering
+//	backup      member; mirrors the primary, refuses clients          backup, learner, opening, recovering
+//	opening     primary of a new tenure; clients refused              opening (another tenure), open, held, backup, learner
+//	held        as opening, but only an operator can let it open      opening (another tenure), open, backup, learner
+//	open        primary; serves clients                               opening (another tenure), backup, learner
+//	recovering  primary of a tenure that this process did not begin   recovering, opening (a new tenure), backup, learner
 //	poisoned    its storage failed; does nothing any more             (none)
+//
+// Every role can become poisoned. A replica begins as recovering, backup or learner, by the view that it has stored.
+// Core.setState asserts the table.
 //
 // # Messages between replicas
 //
@@ -136,18 +139,19 @@
 //
 // # Invariants
 //
-// Where each is asserted is named behind it; a broken one is a programmer's error and panics.
+// Behind each is what asserts it, or what it holds by. A broken one is a programmer's error and panics, unless it can come
+// from the disk or the wire: then it is an error.
 //
-//	I1  View numbers only grow, on disk, before the first act in the view.            Core.adopt; Replica.saveView
+//	I1  View numbers only grow, on disk, before the first act in the view.            Core.adopt; Replica.settle (EffectSaveView)
 //	I2  primary(n+1) ∈ members(n); members(n+1) ⊆ members(n) ∪ {proposed by primary(n)}.   viewsvc
-//	I3  One writer per epoch.                                                         Core.adopt
+//	I3  One writer per epoch.                                                         Core.adopt: who did not begin a tenure is recovering in it
 //	I4  Equal (epoch, LSN) ⇒ equal content and prefix.                                wal: every frame names the sum of the one before
-//	I5  commit ≤ durable at every member (mode always).                               Core.advance
-//	I6  applied ≤ commit.                                                             blockdev.Store
+//	I5  commit ≤ durable at every member (mode always).                               Core.advance: the minimum over R; the walks, the simulator
+//	I6  applied ≤ commit.                                                             blockdev.Store (W1); Core.CutTo
 //	I7  An open primary's log has every acknowledged write.                           follows from I2, I8
 //	I8  R ⊇ members of any view that the service may hold for this tenure.            Core.require
 //	I9  At most one replica can commit or answer reads.                               Core.open, Core.ReadTicket; the random walks
-//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.propose
+//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.addCaughtUp, Core.proposeJoining
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
 //	I12 Members are byte-equal once everything is applied.                            verify; end-to-end tests
 //	I13 No region undoes what a learner has applied.                                  blockdev.Store.WriteRegion
