@@ -2,10 +2,10 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"lockstep/viewsvc"
@@ -74,7 +74,7 @@ func TestVolumeDeletedWhileItsCopyIsMadeLeavesNothing(t *testing.T) {
 // What keeps a node from making a copy is told, takes no room, and does not keep the volume from being deleted.
 func TestCopyThatCannotBeMadeIsToldOf(t *testing.T) {
 	c := startCluster(t, 0)
-	gate := gateFS{reached: make(chan struct{}, 8), open: make(chan struct{}), err: errors.New("file too large")}
+	gate := gateFS{reached: make(chan struct{}, 8), open: make(chan struct{}), err: syscall.EFBIG}
 	close(gate.open)
 	n := c.startOn(gate)
 	v, err := c.c.CreateVolume(t.Context(), viewsvc.Volume{Name: "vol0", Size: 64 << 20, Copies: 1, MinCopies: 1, Sync: viewsvc.SyncAlways})

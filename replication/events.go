@@ -78,7 +78,8 @@ func storageEvent(volume string, e blockdev.Event) Event {
 	case blockdev.EventGrown:
 		out.Kind, out.Text = EventGrown, fmt.Sprintf("from %d to %d bytes", e.From, e.To)
 	case blockdev.EventScrubbed:
-		out.Kind, out.Text = EventScrubbed, fmt.Sprintf("%+v", e.Scrubbed)
+		out.Kind, out.Took = EventScrubbed, e.Took
+		out.Text = fmt.Sprintf("%d blocks and %d frames of the log were read, %d were bad, %d repaired", e.Blocks, e.Frames, e.Bad, e.Repaired)
 	case blockdev.EventDiskFull:
 		out.Kind, out.Err = EventDiskFull, e.Err
 	case blockdev.EventNoHoles:

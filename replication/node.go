@@ -244,8 +244,10 @@ func (n *Node) openReplicas() error {
 // openReplica opens a formatted replica and puts it into service.
 func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 	var made atomic.Pointer[Replica] // the store's callbacks may come before there is one
+	var name atomic.Value            // the volume's, as soon as it is known
+	name.Store(string(id))
 	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: n.opts.FS, Dir: n.home.volumeDir(id),
-		OnEvent: func(e blockdev.Event) { n.opts.OnEvent(storageEvent(string(id), e)) },
+		OnEvent: func(e blockdev.Event) { n.opts.OnEvent(storageEvent(name.Load().(string), e)) },
 		OnRoom: func() {
 			if r := made.Load(); r != nil {
 				r.RoomMade()
@@ -253,6 +255,9 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 		}})
 	if err != nil {
 		return err
+	}
+	if n := st.Identity().VolumeName; n != "" {
+		name.Store(n)
 	}
 	if c := st.Identity().Cluster; c != n.home.cluster() {
 		st.Close()

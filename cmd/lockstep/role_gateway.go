@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/exportname"
 	"lockstep/replication/gateway"
+	"lockstep/viewsvc"
 )
 
 func newGateway(env *environment) *cobra.Command {
@@ -101,11 +103,25 @@ its volumes back after it died (default: a new one at each start)`)
 			if err != nil {
 				return running{}, err
 			}
+			go warnUnreachable(view, log)
 			return numbers.start(running{close: g.Close, failed: stopped}, func() error { return nil },
 				func(e emit) { e.nbd(g.Server().Stats(), g.Server().ExportStats()) })
 		})
 	}
 	return cmd
+}
+
+// warnUnreachable looks for the view service once: a gateway needs it for clients only, and would keep a wrong --view to
+// itself until the first one comes. It ends after operatorPatience.
+func warnUnreachable(view []string, log zerolog.Logger) {
+	client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: view, CallTimeout: operatorPatience})
+	if err == nil {
+		defer client.Close()
+		_, err = client.Status(context.Background())
+	}
+	if err != nil {
+		log.Warn().Err(explain(err, view)).Msg("view_lost")
+	}
 }
 
 // countGatewayEvents also measures how long sessions were without a primary.

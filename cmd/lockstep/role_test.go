@@ -5,7 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -116,5 +119,21 @@ func TestWatchEndsWithTheLastVerdict(t *testing.T) {
 	}
 	if time.Since(began) < watchPeriod {
 		t.Error("it did not wait between two looks")
+	}
+}
+
+// TestGatewayWarnsOfAWrongView: nothing else would tell before the first client comes.
+func TestGatewayWarnsOfAWrongView(t *testing.T) {
+	var out strings.Builder
+	warnUnreachable([]string{freeAddr(t)}, zerolog.New(&out))
+	if !strings.Contains(out.String(), "no view server answers at") {
+		t.Errorf("it said %q", out.String())
+	}
+	out.Reset()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") }))
+	defer server.Close()
+	warnUnreachable([]string{server.Listener.Addr().String()}, zerolog.New(&out))
+	if out.Len() > 0 {
+		t.Errorf("of a view server that answers it said %q", out.String())
 	}
 }

@@ -62,6 +62,7 @@ type (
 		ETASeconds *float64 `json:"eta_seconds"`
 
 		Error string `json:"error"` // of role poisoned: how its storage failed
+		Full  bool   `json:"full"`  // its disk is full: it takes no writes
 
 		rate float64 // bytes per second
 	}
@@ -161,6 +162,7 @@ func newReplicaReport(vs viewsvc.VolumeStatus, p viewsvc.Peer) replicaReport {
 	}
 	r.LogEnd, r.Commit, r.Applied = said.LogEnd, said.Commit, said.Applied
 
+	r.Full = said.Full && p.Alive
 	progress, known := progressOf(vs, p.Replica)
 	r.LagBytes, r.rate = progress.BytesLeft, progress.Rate
 	switch {

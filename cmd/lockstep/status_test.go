@@ -97,13 +97,18 @@ func TestVerdicts(t *testing.T) {
 		"backup poisoned": {change(alone(), func(vs *viewsvc.VolumeStatus) {
 			vs.Reports[1].Role, vs.Reports[1].Error = viewsvc.RolePoisoned, "fdatasync: input/output error"
 		}), "vol0 DEGRADED: survives 0 more failures; n2 poisoned: fdatasync: input/output error", 1},
+		"full": {change(alone(), func(vs *viewsvc.VolumeStatus) {
+			vs.Peers[1].Alive, vs.Reports[1].Role, vs.Reports[1].Full = true, viewsvc.RoleLearner, true
+		}), "vol0 DEGRADED: survives 0 more failures; n2 learner; n2's disk is full", 1},
+		"all full": {change(healthy(), func(vs *viewsvc.VolumeStatus) { vs.Reports[0].Full, vs.Reports[1].Full = true, true }),
+			"vol0 SAFE view 7 primary n1 backups n2 lag 0; n1's disk is full; n2's disk is full", 0},
 		"a copy that cannot be made": {change(alone(), func(vs *viewsvc.VolumeStatus) {
 			vs.Peers, vs.Reports, vs.Troubles = vs.Peers[:1], vs.Reports[:1], []viewsvc.Trouble{{Node: "n2", Error: "file too large"}}
 		}), "vol0 DEGRADED: survives 0 more failures; n2 has no copy: file too large", 1},
 		"too few nodes": {change(healthy(), func(vs *viewsvc.VolumeStatus) { vs.Volume.Copies = 3 }),
 			"vol0 DEGRADED: survives 1 more failure; no node has one of the 3 copies yet", 1},
 		"no view is made": {change(healthy(), func(vs *viewsvc.VolumeStatus) { vs.Problem = "the view service lost state" }),
-			"vol0 SAFE view 7 primary n1 backups n2 lag 0; the view service lost state", 0},
+			"vol0 UNAVAILABLE: the view service lost state", 2},
 		"too few for writes": {change(alone(), func(vs *viewsvc.VolumeStatus) { vs.Volume.MinCopies = 2 }),
 			"vol0 UNAVAILABLE: 1 of the 2 copies that writes need; start a node; n2 down", 2},
 		"no view": {change(healthy(), func(vs *viewsvc.VolumeStatus) { vs.View = viewsvc.View{}; vs.Peers, vs.Reports = nil, nil }),

@@ -74,8 +74,10 @@ func verdictLine(v volumeReport) string {
 			fmt.Fprintf(&line, "; no node has %s of the %d copies yet", choose(missing == 1, "one", fmt.Sprint(missing)), v.Copies)
 		}
 	}
-	if v.Problem != "" {
-		fmt.Fprintf(&line, "; %s", v.Problem)
+	for _, r := range v.Replicas {
+		if r.Full {
+			fmt.Fprintf(&line, "; %s's disk is full", r.Node)
+		}
 	}
 	return line.String()
 }
