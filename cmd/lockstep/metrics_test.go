@@ -149,13 +149,14 @@ func TestMetricsAreThereAndMove(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]float64{
-		`lockstep_replica_role{role="primary",volume="vol0"}`: 1,
-		`lockstep_replica_view{volume="vol0"}`:                1,
-		`lockstep_replica_members{volume="vol0"}`:             1,
-		`lockstep_replica_commit_lag_records{volume="vol0"}`:  0,
-		`lockstep_corrupt_blocks_total`:                       0,
-		`lockstep_repaired_blocks_total`:                      0,
-		`lockstep_events_total{event="formatted"}`:            1,
+		`lockstep_replica_role{role="primary",volume="vol0"}`:     1,
+		`lockstep_replica_view{volume="vol0"}`:                    1,
+		`lockstep_replica_members{volume="vol0"}`:                 1,
+		`lockstep_replica_commit_lag_records{volume="vol0"}`:      0,
+		`lockstep_replica_reads_total{by="asking",volume="vol0"}`: 0,
+		`lockstep_corrupt_blocks_total`:                           0,
+		`lockstep_repaired_blocks_total`:                          0,
+		`lockstep_events_total{event="formatted"}`:                1,
 	} {
 		if got, ok := n[name]; got != want || !ok {
 			t.Errorf("node: %s is %v (there: %v), want %v", name, got, ok, want)
