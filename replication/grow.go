@@ -53,8 +53,9 @@ func (r *Replica) makeRoom() {
 		err := r.store.Prepare(want)
 		var a after
 		r.mu.Lock()
+		news := err != nil && (r.growth.err == nil || r.growth.err.Error() != err.Error())
 		r.growth.busy, r.growth.err, r.growth.retry = false, err, r.rt.Now().Add(growRetry)
-		if err != nil {
+		if news {
 			r.event(&a, Event{Kind: EventNoRoom, Err: err})
 		}
 		r.work.Broadcast() // the primary may have waited for its own

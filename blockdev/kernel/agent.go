@@ -213,7 +213,8 @@ func (a *Agent) refused(ctx context.Context, err error) error {
 // link hands the kernel its end.
 func (a *Agent) link(b Backend, theirs *os.File) (err error) {
 	if a.state == stateWaiting {
-		return a.o.Driver.Reconfigure(a.index, a.o.Config.Identifier, theirs)
+		size, _ := b.Disk() // it may have grown
+		return a.o.Driver.Reconfigure(a.index, a.o.Config.Identifier, size, theirs)
 	}
 	c := a.o.Config
 	c.Size, c.Flags = b.Disk()

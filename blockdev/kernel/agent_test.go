@@ -17,7 +17,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// life is a Backend that answers every request with success, as far as the tests need it.
+// life is a Backend that answers every request with success, as far as the tests need it. The disk grows from one to the
+// next.
 type life struct {
 	number int
 	stuck  bool  // Wait notices nothing before Close
@@ -29,7 +30,9 @@ type life struct {
 	done chan struct{}
 }
 
-func (l *life) Disk() (uint64, nbd.TransmissionFlags) { return 1 << 30, nbd.FlagHasFlags }
+func (l *life) Disk() (uint64, nbd.TransmissionFlags) {
+	return uint64(l.number) << 30, nbd.FlagHasFlags
+}
 
 func (l *life) Start(conn net.Conn) error {
 	l.mu.Lock()
@@ -393,5 +396,20 @@ func TestUnnotedDeviceIsDetached(t *testing.T) {
 	}
 	if k.device(0) != nil {
 		t.Error("the device is still there")
+	}
+}
+
+func TestDeviceGetsTheDisksSizeWithEachSocket(t *testing.T) {
+	r := run(t, newFakeKernel(t), nil)
+	index := r.await(EventAttached).Index
+	for n := range 3 {
+		r.k.mu.Lock()
+		size := r.k.devices[index].config.Size
+		r.k.mu.Unlock()
+		if want := uint64(n+1) << 30; size != want {
+			t.Errorf("with socket %d the device has %d bytes, its disk %d", n+1, size, want)
+		}
+		r.k.giveUp(index)
+		r.await(EventResumed)
 	}
 }

@@ -34,7 +34,7 @@
 //	                 SERVER_FLAGS, CLIENT_FLAGS, BACKEND_IDENTIFIER, SOCKETS
 //	                 → CONNECT with INDEX, acknowledgement
 //	DISCONNECT   2   INDEX → acknowledgement. The driver sends NBD_CMD_DISC on the socket
-//	RECONFIGURE  3   INDEX, BACKEND_IDENTIFIER, SOCKETS → acknowledgement, also when no socket was wanted (K4)
+//	RECONFIGURE  3   INDEX, SIZE_BYTES, BACKEND_IDENTIFIER, SOCKETS → acknowledgement, also when no socket was wanted (K4)
 //	LINK_DEAD    4   from the kernel, to the group "nbd_mc_group": INDEX
 //	STATUS       5   INDEX or nothing → STATUS with DEVICE_LIST
 //

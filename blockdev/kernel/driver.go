@@ -26,9 +26,9 @@ var (
 type Driver interface {
 	// Connect makes a device, with a number or AnyIndex, and returns its number.
 	Connect(index int, c Config, sock *os.File) (int, error)
-	// Reconfigure gives a device that is attached another socket in the place of a dead one. It may succeed without
-	// using the socket (K4).
-	Reconfigure(index int, identifier string, sock *os.File) error
+	// Reconfigure gives a device that is attached another socket in the place of a dead one, and the size that its disk has
+	// now. It may succeed without using the socket (K4).
+	Reconfigure(index int, identifier string, size uint64, sock *os.File) error
 	// Disconnect detaches a device. What is in flight fails.
 	Disconnect(index int) error
 	Close() error
@@ -98,8 +98,8 @@ func (d *Netlink) Connect(index int, c Config, sock *os.File) (int, error) {
 }
 
 // Reconfigure implements Driver.
-func (d *Netlink) Reconfigure(index int, identifier string, sock *os.File) error {
-	_, err := d.withSocket(sock, cmdReconfigure, func(fd int) []byte { return encodeReconfigure(index, identifier, fd) })
+func (d *Netlink) Reconfigure(index int, identifier string, size uint64, sock *os.File) error {
+	_, err := d.withSocket(sock, cmdReconfigure, func(fd int) []byte { return encodeReconfigure(index, identifier, size, fd) })
 	if errors.Is(err, unix.EINVAL) { // whatever the reason, in all of which the device is not this caller's
 		err = fmt.Errorf("%w (%w)", ErrNotConfigured, err)
 	}

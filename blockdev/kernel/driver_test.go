@@ -47,13 +47,13 @@ func TestDriverRefusesWhatIsInUse(t *testing.T) {
 	if _, err := d.Connect(1, exampleConfig, pairFor(t)); !errors.Is(err, ErrBusy) {
 		t.Errorf("a device in use: %v", err)
 	}
-	if err := d.Reconfigure(1, "somebody else", pairFor(t)); !errors.Is(err, ErrNotConfigured) {
+	if err := d.Reconfigure(1, "somebody else", exampleConfig.Size, pairFor(t)); !errors.Is(err, ErrNotConfigured) {
 		t.Errorf("another's device: %v", err)
 	}
 	if err := d.Disconnect(1); err != nil {
 		t.Error(err)
 	}
-	if err := d.Reconfigure(1, exampleConfig.Identifier, pairFor(t)); !errors.Is(err, ErrNotConfigured) {
+	if err := d.Reconfigure(1, exampleConfig.Identifier, exampleConfig.Size, pairFor(t)); !errors.Is(err, ErrNotConfigured) {
 		t.Errorf("a device that is not attached: %v", err)
 	}
 }

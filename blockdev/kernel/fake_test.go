@@ -233,6 +233,7 @@ func (k *fakeKernel) reconfigure(r fakeRequest) error {
 	if d == nil || d.config.Identifier != r.config.Identifier {
 		return unix.EINVAL
 	}
+	d.config.Size = r.numbers[attrSizeBytes]
 	if d.sock != nil || k.slow > 0 {
 		k.slow--
 		return nil // K4: it succeeds, and the socket is not used

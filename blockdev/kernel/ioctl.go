@@ -168,7 +168,7 @@ func setUp(f *os.File, c Config, sock *os.File) error {
 }
 
 // Reconfigure implements Driver: it cannot.
-func (d *Ioctl) Reconfigure(index int, _ string, _ *os.File) error {
+func (d *Ioctl) Reconfigure(index int, _ string, _ uint64, _ *os.File) error {
 	d.mu.Lock()
 	made := d.made[index]
 	d.mu.Unlock()

@@ -94,10 +94,11 @@ func encodeConnect(index int, c Config, fd int) []byte {
 	return a
 }
 
-// encodeReconfigure is the attributes of RECONFIGURE.
-func encodeReconfigure(index int, identifier string, fd int) []byte {
+// encodeReconfigure is the attributes of RECONFIGURE. A driver before Linux 5.3 leaves the size as it is.
+func encodeReconfigure(index int, identifier string, size uint64, fd int) []byte {
 	var a attributes
 	a.u32(attrIndex, uint32(index))
+	a.u64(attrSizeBytes, size)
 	a.text(attrBackendIdentifier, identifier)
 	a.list(attrSockets, socketList(fd))
 	return a

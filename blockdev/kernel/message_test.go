@@ -53,8 +53,9 @@ func TestMessagesAreWhatTheKernelReads(t *testing.T) {
 		1200 0a00 6c6f636b7374657020766f6c3000 0000
 		1000 0780 0c00 0180 0800 0100 09000000`)
 	golden(t, "connect any", encodeConnect(AnyIndex, exampleConfig, 9)[:4], `0c00 0200`)
-	golden(t, "reconfigure", encodeReconfigure(3, "v", 9), `
+	golden(t, "reconfigure", encodeReconfigure(3, "v", 1<<30, 9), `
 		0800 0100 03000000
+		0c00 0200 0000004000000000
 		0600 0a00 7600 0000
 		1000 0780 0c00 0180 0800 0100 09000000`)
 	golden(t, "disconnect", encodeIndex(2), `0800 0100 02000000`)

@@ -25,8 +25,8 @@ func newVolumeResize(env *environment) *cobra.Command {
 		Short: "Make a volume larger while it is used",
 		Long: `Make a volume larger while it is used; it cannot be made smaller. What is new reads as zeroes and takes no space.
 The command waits until clients can use it. Clients that are connected go on and do not notice: NBD has no way to tell
-them. They see the new size when they connect again, ` + "`lockstep attach`" + ` tells its device at once where the kernel lets
-it. Then grow what is on it (resize2fs, xfs_growfs).
+them. They see the new size when they connect again. A device of ` + "`lockstep attach`" + ` has it when that command is started
+again, which a file system goes through as through a failover (Linux 5.3). Then grow what is on it (resize2fs, xfs_growfs).
 
 As long as a member has no room the volume stays as it is. Asking for the size that it has takes the wish back.`,
 		Args: wantArgs("NAME"),

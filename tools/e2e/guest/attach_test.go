@@ -224,6 +224,18 @@ func survives(r *rig) {
 	}
 	r.goesOn("the agent was killed and started again", 50)
 
+	const larger = 512 << 20
+	res, err := r.c.Command(r.t.Context(), "volume", "resize", "vol0", "--size", fmt.Sprint(larger))
+	r.must(err)
+	if res.Code != 0 {
+		r.t.Fatalf("resize: %s", res.Line())
+	}
+	r.sh("kill -9 " + r.agent())
+	r.attach("")
+	r.sh(fmt.Sprintf("test $(cat /sys/block/%s/size) = %d", filepath.Base(device), larger/512))
+	r.sh("resize2fs " + device)
+	r.goesOn("the volume and the file system have grown", 50)
+
 	// What the first agent has sent lies in the stopped primary's socket when the kernel repeats it through the second.
 	paused = r.primary()
 	r.must(paused.Pause())

@@ -85,7 +85,7 @@ func (e *missingError) Error() string { return e.what }
 
 // tools are what the test runs on the host, or puts into the guest.
 var tools = []string{
-	"qemu-system-x86_64", "busybox", "mkfs.ext4", "e2fsck", "dumpe2fs", "mkfs.xfs", "xfs_repair", "apt-get", "apt-cache",
+	"qemu-system-x86_64", "busybox", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs", "mkfs.xfs", "xfs_repair", "apt-get", "apt-cache",
 	"dpkg-deb", "ip",
 }
 
@@ -119,7 +119,7 @@ func prepare(ctx context.Context, dir string) error {
 	for i, m := range modules {
 		a.file(fmt.Sprintf("modules/%02d-%s.ko", i, m.Name), m.ELF)
 	}
-	for _, tool := range []string{"busybox", "mkfs.ext4", "e2fsck", "dumpe2fs", "mkfs.xfs", "xfs_repair"} {
+	for _, tool := range []string{"busybox", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs", "mkfs.xfs", "xfs_repair"} {
 		err = errors.Join(err, a.program(tool))
 	}
 	err = errors.Join(err, a.host("bin/lockstep", lockstep), a.host("bin/scribe", scribe))
