@@ -18,6 +18,9 @@ import (
 // Era grows whenever all clients but the owner's are ended for good: when the claim becomes held, is taken over, or
 // an operator detaches all. A session that began in an earlier era never comes back, also when the claim is gone: what
 // its client knows of the disk may be wrong by then.
+//
+// Start tells the processes of one owner apart: it grows each time that the owner is asked for. The primary fences those
+// of a lower one, and they can neither hold nor give up the claim.
 type Claim struct {
 	Num   uint64 `json:"num"` // grows with every change
 	Era   uint64 `json:"era"`

@@ -86,7 +86,9 @@
 //   - G6 A fence before a replay. Each upstream connection has the session's name and the next generation. A node
 //     acknowledges it only when older generations are fenced there; a node that acknowledges in a later tenure has
 //     fenced all of the earlier primary. Requests are handed to a connection only after that acknowledgement.
-//     Duplicates are harmless, by G3; *the original that arrives after its replay was answered* destroys data.
+//     Duplicates are harmless, by G3; *the original that arrives after its replay was answered* destroys data. Generations
+//     of a session that is exclusive begin with its claim's Start, which the view service counts: of two processes the one
+//     that asked later wins, whatever their clocks say.
 //
 //   - G7 Go where the newest view says. A volume's route only moves to later views. When tenure or address
 //     differ, the connection is cut, however alive it looks: the old primary may be paused, not dead. News also ends
