@@ -78,7 +78,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 	r.core.Observe(o.View)
 	r.core.Recruits(o.Recruit)
 	for _, p := range o.Peers {
-		if !p.Alive {
+		if !p.Alive || p.Full {
 			r.core.CalledDead(p.Replica)
 		}
 	}

@@ -1,6 +1,9 @@
 package viewsvc
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 // hang sets the age of the oldest log write that a node reports of its only replica.
 func (r *rig) hang(id NodeID, ms int64) { r.nodes[id].Replicas[0].OldestIO = ms }
@@ -56,23 +59,18 @@ func TestFullPrimaryIsReplacedByOneThatHasRoomAndComesBackWhenItHas(t *testing.T
 }
 
 // The primary believes the service of a member that has ended its stream, and does not wait for its silence.
-func TestFullMemberIsOutOfService(t *testing.T) {
+func TestPrimaryIsToldOfAFullMember(t *testing.T) {
 	r := pair(t)
-	alive := func() bool {
-		for _, p := range r.m.nodes["n1"].orders[vol].Peers {
-			if p.Node == "n2" {
-				return p.Alive
-			}
-		}
-		return false
+	full := func() bool {
+		return slices.ContainsFunc(r.m.nodes["n1"].orders[vol].Peers, func(p Peer) bool { return p.Node == "n2" && p.Alive && p.Full })
 	}
-	if !alive() {
-		t.Fatal("n2 is dead")
+	if full() {
+		t.Fatal("n2 is full")
 	}
 	r.setFull("n2", true)
 	r.ticks(2)
-	if alive() {
-		t.Error("a full member counts as in service")
+	if !full() {
+		t.Error("the primary does not hear that n2 is full")
 	}
 }
 

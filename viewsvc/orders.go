@@ -61,7 +61,7 @@ func (m *Monitor) peers(v *volumeState) []Peer {
 			p.Addr, p.NBD = n.addr, n.nbd
 		}
 		if rep, ok := m.report(v, r); ok {
-			p.Room = rep.Room
+			p.Room, p.Full = rep.Room, rep.Full
 		}
 		peers = append(peers, p)
 	}
@@ -73,7 +73,7 @@ func (m *Monitor) peers(v *volumeState) []Peer {
 func (m *Monitor) perhapsAlive(v *volumeState, r ReplicaID) bool {
 	rep, reported := m.report(v, r)
 	switch {
-	case m.life(v.Replicas[r]) == lifeDead, reported && (rep.Role == RolePoisoned || rep.Full):
+	case m.life(v.Replicas[r]) == lifeDead, reported && rep.Role == RolePoisoned:
 		return false
 	}
 	return reported || v.present(r)

@@ -188,7 +188,8 @@ type Peer struct {
 	Addr    string    `json:"addr"`
 	NBD     string    `json:"nbd"`
 	Alive   bool      `json:"alive"`
-	Room    uint64    `json:"room,omitempty"` // as ReplicaReport has it
+	Room    uint64    `json:"room,omitempty"` // as ReplicaReport has them
+	Full    bool      `json:"full,omitempty"`
 }
 
 // Kind says what a proposal changes.
