@@ -2,7 +2,7 @@
 // those processes while real clients (fio, nbdcopy, qemu-img, ext4, the stamped-write checker) work.
 //
 //	go test ./tools/e2e              the default set, some minutes on two cores
-//	go test ./tools/e2e -soak        longer, with more crashes
+//	go test ./tools/e2e -soak 1h -timeout 3h    longer, with more crashes, and random faults for an hour
 //	go test ./tools/e2e -seed N      the random choices of an earlier run, whose seed it printed
 //
 // They need Linux and some tools; a test whose tool is missing is skipped with the reason, and fails when

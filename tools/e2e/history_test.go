@@ -22,7 +22,8 @@ import (
 // Limits of a history: checking one for linearizability takes time that grows with what is in flight together.
 const (
 	historyBlocks  = 8
-	historyWorkers = 3 // for each gateway
+	historyArea    = 48 << 20 // bytes; stamped writes are before it, file systems behind
+	historyWorkers = 3        // for each gateway
 	historyPace    = 2 * time.Millisecond
 	checkLimit     = 60 * time.Second
 )
@@ -139,7 +140,7 @@ func (w *recorder) access() {
 	}
 	var err error
 	op := porcupine.Operation{ClientId: w.id, Input: in, Call: int64(time.Since(w.h.start))}
-	if off := uint64(in.Block) * blockSize; in.Write != 0 {
+	if off := historyArea + uint64(in.Block)*blockSize; in.Write != 0 {
 		err = w.disk.WriteAt(buf, off, false)
 	} else {
 		err = w.disk.ReadAt(buf, off)

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	soak     = flag.Bool("soak", false, "run longer")
+	soak     = flag.Duration("soak", 0, "how long random faults go on; the other tests run longer, too")
 	seedFlag = flag.Uint64("seed", 0, "of the random choices; 0 draws one")
 )
 
@@ -71,7 +71,7 @@ func seed(t *testing.T) uint64 {
 
 // times is how often to do something: less in the default set.
 func times(normal, soaking int) int {
-	if *soak {
+	if *soak > 0 {
 		return soaking
 	}
 	return normal

@@ -33,12 +33,6 @@ func startLab(t *testing.T, o cluster.Options) *cluster.Cluster {
 	return start(t, o)
 }
 
-// clearHistory makes the blocks of a history zeroes.
-func clearHistory(t *testing.T, uri string) {
-	t.Helper()
-	withDisk(t, uri, func(d *stamped.NBD) { must(t, d.WriteAt(make([]byte, historyBlocks*blockSize), 0, false)) })
-}
-
 // becomes waits for a node to be the primary.
 func becomes(t *testing.T, c *cluster.Cluster, node string) {
 	t.Helper()
@@ -79,30 +73,24 @@ func TestPrimaryCutOffFromTheViewServer(t *testing.T) {
 		t.Run(far, func(t *testing.T) {
 			c := startLab(t, cluster.Options{})
 			lab := c.Lab()
-			clearHistory(t, c.URI)
 			old, next := ask(t, c.Primary), ask(t, c.Backup)
 			_, beside, err := c.AddGateway(old)
 			must(t, err)
 			withDisk(t, beside, func(*stamped.NBD) {}) // it listens
-			fs := startFiles(t, c.URI, fsArea)
-			h := record(t, c.URI, beside)
-			h.goesOn(500)
+			s := beset(t, c, beside)
 
 			must(t, lab.CutBoth(t.Context(), old, "v1"))
 			if far == "view server and backup" {
 				must(t, lab.CutBoth(t.Context(), old, next))
 			}
 			becomes(t, c, next)
-			h.goesOn(500)
-			fs.goesOn(20)
+			s.goesOn()
 			healed(t, c, lab)
 			if now := ask(t, c.Primary); now == old {
 				t.Errorf("%s is primary again", old)
 			}
-			h.goesOn(500)
-			h.linearizable()
-			fs.check()
-			sameImages(t, c)
+			s.goesOn()
+			s.end()
 		})
 	}
 }
@@ -112,30 +100,25 @@ func TestPrimaryCutOffFromTheViewServer(t *testing.T) {
 func TestReplacedPrimaryDoesNotServeWhenItsSuccessorDies(t *testing.T) {
 	c := startLab(t, cluster.Options{})
 	lab := c.Lab()
-	clearHistory(t, c.URI)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
-	fs := startFiles(t, c.URI, fsArea)
-	h := record(t, c.URI)
-	h.goesOn(500)
+	s := beset(t, c)
 
 	must(t, lab.CutBoth(t.Context(), old, "v1"))
 	must(t, lab.CutBoth(t.Context(), old, next)) // so that it does not become the backup
 	becomes(t, c, next)
-	h.goesOn(500)
+	s.goesOn()
 	c.Node(next).Kill()
 	must(t, lab.Heal(t.Context()))
 	must(t, c.AwaitState(t.Context(), serveLimit, "unavailable"))
-	before := h.answered()
+	before := s.h.answered()
 	if now := ask(t, c.Primary); now != next {
 		t.Errorf("%s is primary, and was no member of the last view", now)
 	}
 	must(t, c.Node(next).Start())
 	must(t, c.AwaitSafe(t.Context()))
-	h.goesOn(500)
+	s.goesOn()
 	t.Logf("%d answers came before %s was back", before, next)
-	h.linearizable()
-	fs.check()
-	sameImages(t, c)
+	s.end()
 }
 
 // Links that lose packets in one direction only. Whoever does not hear the other has to act; whoever is not heard must
@@ -143,12 +126,9 @@ func TestReplacedPrimaryDoesNotServeWhenItsSuccessorDies(t *testing.T) {
 func TestOneWayLoss(t *testing.T) {
 	c := startLab(t, cluster.Options{})
 	lab := c.Lab()
-	clearHistory(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	h := record(t, c.URI)
+	s := beset(t, c)
 	for _, cut := range []string{"backup to primary", "primary to backup", "primary to v1", "v1 to primary", "gateway to primary"} {
 		primary, backup := ask(t, c.Primary), ask(t, c.Backup)
-		h.goesOn(200)
 		from, to, _ := strings.Cut(strings.NewReplacer("primary", primary, "backup", backup).Replace(cut), " to ")
 		must(t, lab.Cut(t.Context(), from, to))
 		switch cut {
@@ -157,44 +137,41 @@ func TestOneWayLoss(t *testing.T) {
 			if now := ask(t, c.Primary); now != primary {
 				t.Errorf("%s: %s is primary, the view server reaches both", cut, now)
 			}
-			h.goesOn(200)
+			s.h.goesOn(200)
 		case "primary to v1", "v1 to primary":
 			becomes(t, c, backup)
-			h.goesOn(200)
+			s.h.goesOn(200)
 		}
 		healed(t, c, lab)
-		h.goesOn(200)
-		fs.goesOn(10)
+		s.goesOn()
 		t.Logf("%s: fine", cut)
 	}
-	h.linearizable()
-	fs.check()
-	sameImages(t, c)
+	s.end()
 }
 
 // The primary and the backup lose each other. The primary, which cannot tell a dead backup from a lost one, waits until
 // the view is without it, and goes on alone.
 func TestMembersLoseEachOther(t *testing.T) {
 	c := startLab(t, cluster.Options{})
-	run, finish := beset(t, c)
+	s := beset(t, c)
 	primary := ask(t, c.Primary)
 	must(t, c.Lab().CutBoth(t.Context(), primary, ask(t, c.Backup)))
 	members(t, c, 1)
-	run.goesOn(500)
-	t.Logf("writes paused for %v", run.pause())
+	s.goesOn()
+	t.Logf("writes paused for %v", s.run.pause())
 	if now := ask(t, c.Primary); now != primary {
 		t.Errorf("%s is primary, want %s", now, primary)
 	}
 	healed(t, c, c.Lab())
-	run.goesOn(500)
-	finish()
+	s.goesOn()
+	s.end()
 }
 
 // An old primary has a tail of its log that its backup never got, because what it sent was lost. Nobody was told that
 // those writes are there, so they may go, and have to: the new primary's history has others in their place.
 func TestUnmirroredTailIsCut(t *testing.T) {
 	c := startLab(t, cluster.Options{})
-	run, finish := beset(t, c)
+	s := beset(t, c)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	must(t, c.Lab().Cut(t.Context(), old, next))
 	acked := false
@@ -214,11 +191,11 @@ func TestUnmirroredTailIsCut(t *testing.T) {
 	c.Node(old).Kill()
 	must(t, c.Lab().Heal(t.Context()))
 	becomes(t, c, next)
-	run.goesOn(500)
+	s.goesOn()
 	must(t, c.Node(old).Start())
 	must(t, c.AwaitSafe(t.Context()))
 	if log := c.Node(old).LogTail(1 << 20); !strings.Contains(log, "tail") {
 		t.Errorf("%s says nothing of a tail that was cut", old)
 	}
-	finish()
+	s.end()
 }

@@ -12,36 +12,32 @@ import (
 // back. Nothing that was acknowledged is lost.
 func TestViewServerAndPrimaryDie(t *testing.T) {
 	c := start(t, cluster.Options{})
-	run, finish := beset(t, c)
+	s := beset(t, c)
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	c.Viewd.Kill()
 	c.Node(old).Kill()
-	run.pause()
-	quiet(t, run, 3*time.Second)
+	s.run.pause()
+	quiet(t, s.run, 3*time.Second)
 	must(t, c.Viewd.Start())
-	run.goesOn(500)
+	s.goesOn()
 	if now := ask(t, c.Primary); now != next {
 		t.Errorf("%s is primary, want %s", now, next)
 	}
 	must(t, c.Node(old).Start())
 	must(t, c.AwaitSafe(t.Context()))
-	finish()
+	s.end()
 }
 
 // Both replicas go down one after the other, and come back in either order. Only one that was a member of the last view
 // may serve: the other lacks what was written meanwhile.
 func TestReplicasArePowerCycledInEveryOrder(t *testing.T) {
 	c := start(t, cluster.Options{})
-	ledger := clean(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	s := seed(t)
-	for i, order := range []string{"last down, first up", "first down, first up", "both at once"} {
-		run := tormentIt(t, c.URI, ledger, s+uint64(i), false)
-		run.goesOn(500)
+	s := beset(t, c)
+	for _, order := range []string{"last down, first up", "first down, first up", "both at once"} {
 		first, last := ask(t, c.Backup), ask(t, c.Primary)
 		c.Node(first).Kill()
 		if order != "both at once" {
-			run.goesOn(500) // in a view without it
+			s.goesOn() // in a view without it
 		}
 		c.Node(last).Kill()
 		up := []string{last, first}
@@ -50,29 +46,26 @@ func TestReplicasArePowerCycledInEveryOrder(t *testing.T) {
 		}
 		must(t, c.Node(up[0]).Start())
 		if up[0] == first {
-			quiet(t, run, 3*time.Second)
+			quiet(t, s.run, 3*time.Second)
 			if now := ask(t, c.Primary); now != last {
 				t.Errorf("%s: %s is primary, which was no member of the last view", order, now)
 			}
 		}
 		must(t, c.Node(up[1]).Start())
-		run.goesOn(500)
+		s.goesOn()
 		must(t, c.AwaitSafe(t.Context()))
-		t.Logf("%s: %v", order, run.stop())
-		verify(t, c.URI, ledger)
+		t.Logf("%s: fine", order)
 	}
-	fs.check()
-	sameImages(t, c)
+	s.end()
 }
 
 // A client dies with writes in flight, another attaches at once and writes the same blocks: what the dead one sent must
 // not come after that.
 func TestDeadClientsWritesDoNotComeLate(t *testing.T) {
 	c := start(t, cluster.Options{})
-	clearHistory(t, c.URI)
-	h := record(t, c.URI)
+	s := beset(t, c)
 	for range times(20, 200) {
-		h.goesOn(20)
+		s.h.goesOn(20)
 		doomed, err := stamped.DialNBD(t.Context(), c.URI)
 		must(t, err)
 		for b := range uint64(64) {
@@ -93,7 +86,7 @@ func TestDeadClientsWritesDoNotComeLate(t *testing.T) {
 			}
 		})
 	}
-	h.linearizable()
+	s.end()
 }
 
 // quiet fails if anything is acknowledged in a while. What was acknowledged before may still be on its way.

@@ -16,7 +16,6 @@ import (
 // pause for it.
 func TestWipedNodeIsFilledAgainWithoutAPause(t *testing.T) {
 	c := start(t, cluster.Options{})
-	ledger := clean(t, c.URI)
 	// More than the log holds: what is older has to come from the image, region by region.
 	withDisk(t, c.URI, func(d *stamped.NBD) {
 		b := bytes.Repeat([]byte("old data"), 1<<17)
@@ -26,29 +25,26 @@ func TestWipedNodeIsFilledAgainWithoutAPause(t *testing.T) {
 			}
 		}
 	})
-	run := tormentIt(t, c.URI, ledger, seed(t), false)
-	run.goesOn(500)
+	s := beset(t, c)
 	victim := ask(t, c.Backup)
 	c.Node(victim).Kill()
-	run.goesOn(500) // the view without it
-	run.pause()
+	s.goesOn() // the view without it
+	s.run.pause()
 	must(t, os.RemoveAll(c.DataDir(victim)))
 	must(t, c.Node(victim).Start())
 	must(t, c.AwaitSafe(t.Context()))
-	if gap := run.pause(); gap > time.Second {
+	if gap := s.run.pause(); gap > 2*time.Second { // a machine that is busy has some of its own
 		t.Errorf("writes paused for %v while the copy was made", gap)
 	}
 	// What it was given is good enough to serve.
 	c.Node(ask(t, c.Primary)).Kill()
-	run.goesOn(500)
+	s.goesOn()
 	if now := ask(t, c.Primary); now != victim {
 		t.Errorf("%s is primary, want %s", now, victim)
 	}
 	must(t, c.StartAll())
 	must(t, c.AwaitSafe(t.Context()))
-	run.stop()
-	verify(t, c.URI, ledger)
-	sameImages(t, c)
+	s.end()
 }
 
 // A node can be killed at any moment of its replica's making: while it is formatted, and while it is filled.

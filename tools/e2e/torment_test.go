@@ -128,20 +128,3 @@ func verify(t *testing.T, uri string, l *stamped.Ledger) {
 	t.Helper()
 	withDisk(t, uri, func(d *stamped.NBD) { must(t, stamped.Verify(d, l)) })
 }
-
-// beset has stamped writes and a file system on a volume at once. finish ends both, checks what each of them knows, and
-// compares the copies.
-func beset(t *testing.T, c *cluster.Cluster) (run *torment, finish func()) {
-	t.Helper()
-	ledger := clean(t, c.URI)
-	fs := startFiles(t, c.URI, fsArea)
-	run = tormentIt(t, c.URI, ledger, seed(t), false)
-	run.goesOn(500)
-	return run, func() {
-		t.Helper()
-		t.Log(run.stop())
-		verify(t, c.URI, ledger)
-		fs.check()
-		sameImages(t, c)
-	}
-}

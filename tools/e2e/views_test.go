@@ -10,32 +10,27 @@ import (
 // primary is handled by those that are left.
 func TestAnyViewServerMayDie(t *testing.T) {
 	c := start(t, cluster.Options{Views: 3})
-	ledger := clean(t, c.URI)
-	run := tormentIt(t, c.URI, ledger, seed(t), false)
+	s := beset(t, c)
 	for range times(3, 12) {
-		run.goesOn(300)
+		s.goesOn()
 		leader := ask(t, c.Leader)
 		leader.Kill()
 		victim := c.Node(ask(t, c.Primary)) // whoever leads now says so
 		victim.Kill()
-		run.pause()
-		run.goesOn(300)
-		t.Logf("view server %s and primary %s killed: writes paused for %v", leader.Name, victim.Name, run.pause())
+		s.run.pause()
+		s.goesOn()
+		t.Logf("view server %s and primary %s killed: writes paused for %v", leader.Name, victim.Name, s.run.pause())
 		must(t, c.StartAll())
 		must(t, c.AwaitSafe(t.Context()))
 	}
-	t.Log(run.stop())
-	verify(t, c.URI, ledger)
-	sameImages(t, c)
+	s.end()
 }
 
 // The view server that leads is cut off from the other two, but not from the nodes: what it decides from there on counts
 // for nothing, and the two others, who elect one of them, serve.
 func TestViewServerOfAMinorityMakesNoViews(t *testing.T) {
 	c := startLab(t, cluster.Options{Views: 3})
-	clearHistory(t, c.URI)
-	h := record(t, c.URI)
-	h.goesOn(300)
+	s := beset(t, c)
 	leader := ask(t, c.Leader)
 	for _, other := range []string{"v1", "v2", "v3"} {
 		if other != leader.Name {
@@ -44,14 +39,13 @@ func TestViewServerOfAMinorityMakesNoViews(t *testing.T) {
 	}
 	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	c.Node(old).Kill()
-	h.goesOn(300)
+	s.goesOn()
 	becomes(t, c, next)
 	must(t, c.Node(old).Start())
 	healed(t, c, c.Lab())
 	if now := ask(t, c.Leader); now == leader {
 		t.Logf("%s leads again", leader.Name)
 	}
-	h.goesOn(300)
-	h.linearizable()
-	sameImages(t, c)
+	s.goesOn()
+	s.end()
 }
