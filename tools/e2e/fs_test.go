@@ -93,19 +93,34 @@ func (m *mounted) detach() {
 type tree struct {
 	dir string
 
-	mu    sync.Mutex
-	files map[string][sha256.Size]byte // guarded by mu; those whose fsync has returned
+	// mu guards everything below.
+	mu      sync.Mutex
+	files   map[string][sha256.Size]byte // those whose fsync has returned
+	written int                          // and how many that were
 }
+
+// keptFiles is how many files a writer leaves: the file system is not to become full.
+const keptFiles = 800
 
 // grow writes files, each with its fsync and that of its directory, until done is closed.
 func (f *tree) grow(rng *rand.Rand, name string, done <-chan struct{}) error {
+	file := func(i int) string { return filepath.Join(fmt.Sprintf("%s-%d", name, i%7), fmt.Sprint(i)) }
 	for i := 0; ; i++ {
 		select {
 		case <-done:
 			return nil
 		default:
 		}
-		rel := filepath.Join(fmt.Sprintf("%s-%d", name, i%7), fmt.Sprint(i))
+		if i >= keptFiles {
+			old := file(i - keptFiles)
+			f.mu.Lock()
+			delete(f.files, old)
+			f.mu.Unlock()
+			if err := os.Remove(filepath.Join(f.dir, old)); err != nil {
+				return err
+			}
+		}
+		rel := file(i)
 		data := make([]byte, 1+rng.IntN(40_000))
 		for j := range data {
 			data[j] = byte(rng.Uint32())
@@ -114,7 +129,7 @@ func (f *tree) grow(rng *rand.Rand, name string, done <-chan struct{}) error {
 			return err
 		}
 		f.mu.Lock()
-		f.files[rel] = sha256.Sum256(data)
+		f.files[rel], f.written = sha256.Sum256(data), f.written+1
 		f.mu.Unlock()
 	}
 }
@@ -122,7 +137,7 @@ func (f *tree) grow(rng *rand.Rand, name string, done <-chan struct{}) error {
 func (f *tree) size() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.files)
+	return f.written
 }
 
 // writeSynced makes a file and everything that leads to it stable.
