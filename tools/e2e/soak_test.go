@@ -109,6 +109,7 @@ func (f *faults) one(kind int) (undo func()) {
 	case 7:
 		what = "end " + node + " in good order"
 		if c.Node(node).Running() {
+			_ = c.Node(node).Resume() // it may be stopped, and would not hear of it
 			must(t, c.Node(node).Stop())
 		}
 	case wipe:
