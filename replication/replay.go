@@ -37,6 +37,7 @@ import (
 type memory struct {
 	number     uint64    // of the name, in records
 	users      int       // attachments that use it
+	attached   int       // attachments of the name that are not over
 	generation uint64    // newest that attached
 	logged     uint64    // newest of which a KindAttach record was made. Whoever builds frames owns it
 	slots      []ordered // by slot
@@ -126,6 +127,8 @@ func (s *session) letGo() {
 	}
 	s.parted = true
 	s.mem.users--
+	s.mem.attached--
+	s.r.idle.Broadcast() // to the next attachment of the name
 	if s.space != nil {
 		s.space.users--
 	}

@@ -236,3 +236,41 @@ func TestNumberThatGoesBackIsRefused(t *testing.T) {
 		c.must(t, q)
 	}
 }
+
+// R1 holds also when the older attachment's connection has just ended: its end waits for what the committer has of it, and
+// the next attachment waits for its end. Otherwise what it sent last is not known yet, and carried out twice.
+func TestAttachmentWaitsForTheEndOfTheOneBefore(t *testing.T) {
+	g := newGroup(t, groupOptions{replicas: 1, size: 4 << 20, logBytes: 16 << 20, segBytes: 4 << 20, sync: viewsvc.SyncAlways})
+	r := g.open(1)
+	id := blockdev.SessionID{Name: "gateway", Generation: 1, Numbers: "gateway"}
+	old := attachAs(t, r, id).s.(*session)
+	hands := func(n int) { // of the committer
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		old.busy += n
+		r.idle.Broadcast()
+	}
+	hands(1)
+	ended := make(chan struct{})
+	go func() { old.Close(); close(ended) }() // its connection is reset; ends when the committer is done
+	g.await("the connection's end", func(viewsvc.View) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.named["gateway"] == nil
+	})
+	attached := make(chan *client)
+	go func() { // likewise
+		id.Generation = 2
+		attached <- attachAs(t, r, id)
+	}()
+	select {
+	case c := <-attached:
+		t.Error("attached while the committer has requests of the attachment before")
+		hands(-1)
+		c.s.Close()
+	case <-time.After(100 * time.Millisecond): // a wrong one takes microseconds
+		hands(-1)
+		(<-attached).s.Close()
+	}
+	<-ended
+}

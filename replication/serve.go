@@ -63,6 +63,9 @@ func ServePeer(c net.Conn, host Host) {
 	}
 	h, rd, err := host.greeting(c)
 	<-host.Greet
+	if errors.Is(err, errVersion) {
+		host.OnEvent(Event{Kind: EventStreamDown, Err: fmt.Errorf("refused a stream from %s: %w", c.RemoteAddr(), err)})
+	}
 	if err != nil || rd == nil {
 		return // the view service probes whether somebody listens, and anybody may connect: not worth a word
 	}

@@ -89,6 +89,7 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 		old = r.named[id.Name]
 		r.named[id.Name] = s
 		s.mem.users++
+		s.mem.attached++
 		if id.Numbers != "" {
 			s.space = r.remember(id.Numbers)
 			s.space.users++
@@ -97,6 +98,11 @@ func (r *Replica) Attach(ctx context.Context, id blockdev.SessionID, c blockdev.
 	r.sessions[s] = struct{}{}
 	if old != nil {
 		old.fenceLocked()
+	}
+	// One whose connection has ended is in no list any more, and what it sent last may still be in the committer's hands:
+	// its numbers are known (R1) when it is over.
+	for s.mem != nil && s.mem.attached > 1 && !s.closed {
+		r.idle.Wait()
 	}
 	r.mu.Unlock()
 	if old != nil {

@@ -82,7 +82,10 @@ const flagSound = 4
 // flagReturn on a Confirm says that the primary does not rely on any earlier grant.
 const flagReturn = 8
 
-var errWire = errors.New("replication: malformed message")
+var (
+	errWire    = errors.New("replication: malformed message")
+	errVersion = errors.New("replication: the other node speaks another version of the protocol")
+)
 
 // msg is a message without its body.
 type msg struct {
@@ -141,7 +144,11 @@ func parseMsg(b []byte) (msg, error) {
 	if len(b) < headerSize {
 		return msg{}, fmt.Errorf("%w: %d bytes of header", errWire, len(b))
 	}
-	if le.Uint32(b[0:]) != wireMagic {
+	switch {
+	case le.Uint32(b[0:]) == wireMagic:
+	case string(b[:3]) == "LKS":
+		return msg{}, fmt.Errorf("%w: %q, this node speaks LKS2; run the same release on all nodes", errVersion, b[:4])
+	default:
 		return msg{}, fmt.Errorf("%w: bad magic %#x", errWire, le.Uint32(b[0:]))
 	}
 	if crc32.Checksum(b[8:headerSize], castagnoli) != le.Uint32(b[4:]) {

@@ -338,3 +338,27 @@ func TestViewThatCannotBeStoredIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// During an upgrade that changes the protocol a node says what is wrong, where it would otherwise only hang up.
+func TestAnotherVersionOfTheProtocolIsRefusedInWords(t *testing.T) {
+	newer := msg{Type: msgHello}.encodeJSON(hello{})
+	newer[3]++
+	if _, err := parseMsg(newer); !errors.Is(err, errVersion) || !strings.Contains(err.Error(), "LKS3") {
+		t.Errorf("%v", err)
+	}
+	var said Event
+	near, far := net.Pipe()
+	done := make(chan struct{})
+	go func() { // until far is closed, at the latest
+		defer close(done)
+		ServePeer(near, Host{Greet: make(chan struct{}, 1), OnEvent: func(e Event) { said = e }})
+	}()
+	if _, err := far.Write(newer); err != nil {
+		t.Fatal(err)
+	}
+	far.Close()
+	<-done
+	if !errors.Is(said.Err, errVersion) {
+		t.Errorf("the node says %v", said.Err)
+	}
+}

@@ -104,6 +104,9 @@ func (m *Monitor) Ping(req PingRequest) error {
 	}
 	n := m.node(req.Node)
 	if req.Incarnation != n.incarnation {
+		if req.Bye {
+			return nil // of a process that was not heard of, late perhaps: it must not take the place of the next one
+		}
 		if err := m.newProcess(n, req); err != nil {
 			return m.refuse(req, err)
 		}

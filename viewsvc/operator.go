@@ -104,6 +104,9 @@ func (m *Monitor) OrderHandover(name string, node NodeID) (VolumeID, ReplicaID, 
 	}
 	for _, r := range m.livingBackups(v) {
 		if node == "" || v.Replicas[r] == node {
+			if rep, _ := m.report(v, r); rep.Suspect { // it would be held, whatever it has by then
+				return "", "", fmt.Errorf("%w: node %s has been back for a moment only and is brought up to date; try again", ErrInvalid, v.Replicas[r])
+			}
 			w.handover = handoverOrder{to: r, tenure: v.View.Tenure, until: m.now + m.opt.HandoverWait}
 			m.settle(v.Volume.ID)
 			return v.Volume.ID, r, nil

@@ -56,6 +56,20 @@ func TestRefusingPrimaryIsReplacedAtOnce(t *testing.T) {
 	}
 }
 
+// A process that ended before it was heard of says goodbye late, when the next one is there already.
+func TestGoodbyeOfAnUnheardProcessDoesNotRefuseTheNext(t *testing.T) {
+	r := pair(t)
+	now := *r.nodes["n1"]
+	bye := now
+	bye.Bye, bye.Incarnation = true, "killed while it started"
+	if err := r.m.Ping(bye); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.m.Ping(now); err != nil || r.m.life("n1") != lifeAlive {
+		t.Errorf("the living process is refused: %v", err)
+	}
+}
+
 func TestQuickRestartCountsAsDeath(t *testing.T) {
 	r := pair(t)
 	r.join("n1")

@@ -123,3 +123,18 @@ func TestOfMembersThatAreAllSuspectsTheLongestLogIsPrimary(t *testing.T) {
 		})
 	}
 }
+
+// A primary that may lack something is held. A member that has just come back is not told yet that it lacks nothing.
+func TestNothingIsHandedOverToASuspect(t *testing.T) {
+	r := pair(t)
+	r.nodes["n2"].Replicas[0].Suspect = true
+	r.ticks(2)
+	if _, _, err := r.m.OrderHandover("vol0", ""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("to a suspect: %v", err)
+	}
+	r.nodes["n2"].Replicas[0].Suspect = false
+	r.ticks(2)
+	if _, _, err := r.m.OrderHandover("vol0", ""); err != nil {
+		t.Errorf("to one that lacks nothing: %v", err)
+	}
+}
