@@ -42,6 +42,7 @@ type cluster struct {
 	jitter        time.Duration
 	reconnect     time.Duration // a client's pause between two tries
 	applyEvery    time.Duration
+	lazy          time.Duration // nodes leave what clients send unread for so long, now and then
 	sync          viewsvc.SyncMode
 	minCopies     int
 	operator      bool // somebody who accepts losses is there
@@ -75,6 +76,7 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.jitter = []time.Duration{0, 0, 100, 3000}[w.rng.IntN(4)] * time.Microsecond
 	c.reconnect = []time.Duration{1, 5, 40}[w.rng.IntN(3)] * time.Millisecond
 	c.applyEvery = []time.Duration{5, 50, 400, 2000}[w.rng.IntN(4)] * time.Millisecond
+	c.lazy = []time.Duration{0, 5, 150}[w.rng.IntN(3)] * time.Millisecond
 	c.sync = viewsvc.SyncAlways
 	if w.one(4) {
 		c.sync = viewsvc.SyncFlush

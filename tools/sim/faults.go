@@ -71,6 +71,8 @@ func (n *nemesis) do(f fault, m *machine) {
 				return
 			}
 			n.cacheLost = true
+		} else if n.cacheLost && (f == faultKill || f == faultRestart) {
+			return // the view service hears of that at once, and of the machine's death later: it would promote the dead one
 		}
 	}
 	switch f {

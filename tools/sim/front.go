@@ -52,6 +52,9 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 		if err != nil {
 			break
 		}
+		if m.c.lazy > 0 && m.w.one(20) {
+			p.sleep(m.w.between(0, m.c.lazy)) // the process has other work, and this lies unread
+		}
 		var burst []*blockdev.Request
 		for _, q := range next.(ask).reqs {
 			r := &blockdev.Request{Op: q.op, Flags: q.flags, Offset: q.off, Length: q.length, Tag: q.tag, ID: q.id, Data: q.data}

@@ -317,6 +317,9 @@ func (s *session) close() {
 	}
 	s.asked, s.live = nil, false
 	if s.e != nil {
+		if there := s.e.peer; there.coming > 0 || len(there.in) > 0 {
+			s.g.c.w.stats.note(leftUnread)
+		}
 		s.e.Close()
 	}
 	s.g.sendWoken()

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,6 +85,27 @@ func playOne(seed uint64, faults []fault, trace bool) int {
 	return 0
 }
 
+// maxTraces is how many failing seeds leave a trace.
+const maxTraces = 3
+
+// keepTrace plays a seed that failed once more, writes down what happens, one line an event, and tells where.
+func keepTrace(seed uint64, faults []fault, bad string) string {
+	f, err := os.CreateTemp("", fmt.Sprintf("sim-seed-%d-*.txt", seed))
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	out := bufio.NewWriter(f)
+	again := newCluster(seed, faults, func(l string) { fmt.Fprintln(out, l) }).run()
+	if err := out.Flush(); err != nil {
+		return err.Error()
+	}
+	if again != bad && !strings.Contains(bad, "see ") { // a page that was kept has another name each time
+		return fmt.Sprintf("seed %d fails in another way when it is played again: %s", seed, again)
+	}
+	return fmt.Sprintf("seed %d: what happened is in %s", seed, f.Name())
+}
+
 func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, stop bool) int {
 	var (
 		next   atomic.Uint64
@@ -105,12 +128,17 @@ func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, 
 				bad := c.run()
 				mu.Lock()
 				total.add(&c.w.stats)
+				keep := false
 				if bad != "" {
 					failed++
 					over.Store(true)
 					fmt.Printf("FAIL seed %d: %s\n", s, bad)
+					keep = !stop && failed <= maxTraces
 				}
 				mu.Unlock()
+				if keep {
+					fmt.Println(keepTrace(s, faults, bad))
+				}
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -21,6 +22,15 @@ func (m *machine) pingLoop(p *proc) {
 			req.Replicas = append(req.Replicas, rep)
 		}
 		reply, err := m.c.views.ping(p, m.name, req)
+		if errors.Is(err, viewsvc.ErrDuplicateNode) { // a late message of a former process: this one ends, and is started again
+			m.w.after(0, func() {
+				if m.p == p {
+					m.kill()
+					m.start()
+				}
+			})
+			return
+		}
 		if err != nil {
 			p.sleep(pingPause)
 			continue
@@ -87,6 +97,9 @@ func storageText(e blockdev.Event) string {
 	case blockdev.EventRecovered:
 		e.Took = 0
 		return fmt.Sprintf("recovered %+v", e)
+	case blockdev.EventScrubbed:
+		e.Took = 0
+		return fmt.Sprintf("scrubbed %+v", e)
 	case blockdev.EventCheckpoint:
 		return fmt.Sprintf("checkpoint at %d", e.LSN)
 	default:

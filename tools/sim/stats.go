@@ -31,6 +31,7 @@ const (
 	flushMode
 	suspectWaited
 	hungUp
+	leftUnread
 	ghostFenced
 	resumedHeld
 	forced
@@ -54,6 +55,7 @@ var sometimesNames = [sometimesCount]string{
 	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing", hungUp: "client hung up", resumedHeld: "held volume resumed by an operator", forced: "older copy forced to be primary", outcast: "replica disowned and set aside",
 	stopped: "process stopped in good order", badFound: "check found damage", soundFound: "check found all sound",
 	minWaited: "writes waited for more members", grown: "volume grown",
+	leftUnread:  "client hung up with requests unread",
 	ghostFenced: "requests of a client that is gone fenced",
 }
 

@@ -1,0 +1,97 @@
+package main
+
+// mutants are the rules of the protocol, one by one: those that a simulated cluster shows soon to be missing. Some rules
+// have another behind them there, and are broken where there is less in the way:
+//
+//   - A backup takes frames of a view that it has left: its Ack says in which tenure it is, and counts for nothing; the new
+//     primary cuts what it took. (noaccepts in the random walk of package replication, TestAckOfAnotherTenureDoesNotCount)
+//   - A primary goes on in a new tenure with what it knew in another: a primary that was replaced comes back as a learner
+//     first, and forgets everything then. (TestNothingIsCarriedIntoANewTenure)
+//   - A write is ordered though there are fewer than min_copies members: it is not answered before there are enough.
+//   - A session attaches with an older generation (R3): a gateway sends nothing before it was let in, and what an older
+//     connection carries is fenced. (replay_test.go)
+var mutants = []mutant{
+	{"openearly", "pause,kill,slowdisk", 1, []edit{ // a primary opens before its first record is everywhere
+		{"replication/core_primary.go", "|| c.commit < c.openAt ||", "|| c.commit < c.openAt && " + off("openearly") + " ||"}}},
+	{"ackwritten", "power,blackout,slowdisk", 1, []edit{ // what is written counts, in sync mode always
+		{"replication/core_primary.go", "	if c.CommitsWritten() {\n		commit = c.written", "	if c.CommitsWritten() || " + on("ackwritten") + " {\n		commit = c.written"}}},
+	{"ackearly", "power,blackout", 1, []edit{ // a backup acknowledges before it synced
+		{"replication/follow.go", "if err := f.storage(r.syncStore()); err != nil {", "if err := f.storage(r.syncStore()); " + off("ackearly") + " && err != nil {"},
+		{"replication/replica.go", "	began := r.rt.Now()\n	err := r.store.Sync()\n", "	if " + on("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	began := r.rt.Now()\n	err := r.store.Sync()\n"}}},
+	{"promoteany", "kill,wipe,isolate", 1, []edit{ // the view service promotes a replica that is no member
+		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + on("promoteany") + ") {\n			rep, _"},
+		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + off("promoteany") + " {\n			return ruleErrorf(rule"}}},
+	{"promotesuspect", "power,kill,pause,isolate", 1, []edit{ // a suspect is promoted while a sound member may come back
+		{"viewsvc/plan.go", "m.report(v, next); !rep.Suspect {", "m.report(v, next); !rep.Suspect || " + on("promotesuspect") + " {"}}},
+	{"resumesame", "kill,power", 1, []edit{ // a restarted primary goes on in its old tenure
+		{"replication/core.go", "		c.state = StateRecovering\n	case s.View.Has", "		c.state = StateRecovering\n		if " + on("resumesame") + " {\n c.state = StateOpen\n c.require()\n c.emit(Effect{Kind: EffectTargets})\n }\n	case s.View.Has"},
+		{"replication/replica.go", "	r.core.SetSync(hard.Volume.Sync)\n", "	r.core.SetSync(hard.Volume.Sync)\n	if " + on("resumesame") + " {\n r.begun = hard.View.Tenure\n }\n"}}},
+	{"blank", "wipe,kill", 1, []edit{ // an empty disk goes by the name of the one before
+		{"tools/sim/node.go", "	m.copies++\n", "	if m.copies == 0 || " + off("blank") + " {\n m.copies++\n }\n"}}},
+	{"addbehind", "kill,pause,slowlink,reset", 1, []edit{ // a learner is added that lacks committed records
+		{"replication/core_propose.go", "c.state != StateOpen || p.durable < c.commit {", "c.state != StateOpen || p.durable < c.commit && " + off("addbehind") + " {"},
+		{"replication/core_primary.go", "			commit = min(commit, p.durable)\n", "			if " + off("addbehind") + " || c.view.Has(p.id) {\n commit = min(commit, p.durable)\n }\n"}}},
+	{"addlate", "kill,slowlink,leader,viewserver", 1, []edit{ // a learner is proposed first and waited for later
+		{"replication/core_propose.go", "p.required, c.joining = true, p.id", "p.required, c.joining = " + off("addlate") + ", p.id"}}},
+	{"localread", "pause,split", 1, []edit{ // reads are not confirmed
+		{"replication/core_primary.go", "	if c.alone() {\n		return c.nonce, true", "	if c.alone() || " + on("localread") + " {\n		return c.nonce, true"}}},
+	{"dropearly", "oneway,split,kill,leader", 1, []edit{ // a member is not waited for once its removal was asked for
+		{"replication/core_health.go", "	c.propose(viewsvc.KindRemove,", "	for _, p := range c.peers {\n keep := " + off("dropearly") + "\n for _, id := range stay {\n keep = keep || id == p.id\n }\n p.required = p.required && keep\n }\n	c.advance()\n	c.propose(viewsvc.KindRemove,"}}},
+	{"applyearly", "kill,pause,power,split", 1, []edit{ // a backup takes what it has for committed
+		{"replication/follow_log.go", "	r.core.Appended(frame.Last())\n", "	r.core.Appended(frame.Last())\n	if " + on("applyearly") + " {\n r.core.Follow(frame.Last())\n }\n"}}},
+	{"nocut", "pause,split,kill", 1, []edit{ // a backup keeps what is not in the primary's log
+		{"replication/follow_log.go", "	if to >= m.End {\n", "	if to >= m.End || " + on("nocut") + " {\n"}}},
+	{"copyunfinished", "wipe,kill,slowdisk", 1, []edit{ // a learner is added before its image is whole
+		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
+	{"copynothing", "wipe,kill", 1, []edit{ // a region copy leaves out what changed
+		{"replication/ship.go", "		base = w.Committed\n	}\n", "		base = w.Committed\n	}\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
+	{"copybase", "wipe,kill,power,reset", 1, []edit{ // a copy that is taken up again forgets where the image was
+		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
+	{"cachedlease", "isolate,oneway", 1, []edit{ // a lease that ran once runs for ever
+		{"replication/core_primary.go", "at < c.leased() {", "(at < c.leased() || " + on("cachedlease") + " && c.leased() > 0) {"}}},
+
+	{"commitearly", "pause,split,kill,reset", 1, []edit{ // a new primary commits before its VIEW record has its place
+		{"replication/core_primary.go", "if !c.state.Primary() || c.state == StateOpening && c.openAt == 0 {", "if !c.state.Primary() || c.state == StateOpening && c.openAt == 0 && " + off("commitearly") + " {"}}},
+	{"noviewrec", "pause,split,kill", 1, []edit{ // a tenure begins without a VIEW record
+		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n	if " + on("noviewrec") + " && r.end > 0 {\n r.putFrame(fb)\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
+	{"confirmany", "split,isolate,oneway", 1, []edit{ // a backup confirms a view that it has left
+		{"replication/follow.go", "	head   [headerSize]byte\n", "	head   [headerSize]byte\n	old viewsvc.View\n"},
+		{"replication/follow.go", "from: h.From, answer: r.rt.Mutex()}", "from: h.From, answer: r.rt.Mutex(), old: h.View}"},
+		{"replication/follow.go", "	if !r.core.Accepts(f.from, m.View) {", "	if !r.core.Accepts(f.from, m.View) && !(" + on("confirmany") + " && m.Type == msgConfirm) {"},
+		{"replication/follow.go", "	v := r.core.View()\n	m := msg{", "	v := r.core.View()\n	if " + on("confirmany") + " && f.old.Tenure != v.Tenure {\n v = f.old\n }\n	m := msg{"}}},
+	{"forgetview", "power,blackout,split", 1, []edit{ // a view is not on disk before it is acted in
+		{"replication/effects.go", "				err = r.saveHard()\n			}\n			if err != nil {\n				r.poison(a, err)", "				if " + off("forgetview") + " {\n err = r.saveHard()\n }\n			}\n			if err != nil {\n				r.poison(a, err)"}}},
+
+	{"nonumbers", "kill,pause,split,reset", 1, []edit{ // a request that is sent again is carried out again
+		{"replication/replay.go", "	if !s.numbered(q) || slot >= len(s.space.slots) {", "	if !s.numbered(q) || slot >= len(s.space.slots) || " + on("nonumbers") + " {"}}},
+	{"nosessions", "wipe,kill,reset", 1, []edit{ // a region copy leaves out which requests were carried out
+		{"replication/ship.go", "	q.pushEncoded(msg{Type: msgSessions,", "	if " + on("nosessions") + " {\n sessions = s.r.store.Sessions()[:0]\n }\n	q.pushEncoded(msg{Type: msgSessions,"}}},
+	{"nofence", "slowdisk,pause", 1, []edit{ // an older attachment of a session goes on
+		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + off("nofence") + " {\n		old.fenceLocked()"},
+		{"replication/session.go", "	if old != nil {\n		old.client.Abort(", "	if old != nil && " + off("nofence") + " {\n		old.client.Abort("}}},
+	{"noghosts", "pause,slowlink,reset", 1, []edit{ // the bytes of a client that is gone are given free at once
+		{"replication/gateway/flight.go", "	if !e.sentBefore || e.span.lo == e.span.hi {", "	if !e.sentBefore || e.span.lo == e.span.hi || " + on("noghosts") + " {"}}},
+	{"oldnumbers", "gateway,kill", 1, []edit{ // a session that comes back under its name numbers its requests from the start
+		{"tools/sim/gateway.go", "			s.owed, k.unresolved = k.unresolved, nil\n", "			s.owed, k.unresolved = k.unresolved, nil\n			if " + on("oldnumbers") + " {\n s.numbers = s.name\n }\n"}}},
+
+	{"minanswer", "kill,power", 1, []edit{ // writes are answered with fewer than min_copies members
+		{"replication/session.go", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() {", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() && " + off("minanswer") + " {"}}},
+
+	{"heldcuts", "blackout,power", 1, []edit{ // a held primary cuts or disowns learners
+		{"replication/outcast.go", "	return s.r.core.Suspect() &&", "	return " + off("heldcuts") + " && s.r.core.Suspect() &&"}}},
+	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced
+		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + off("unfinished") + " && rep.Copying &&"}}},
+
+	{"nograntwait", "isolate,split,pause", 1, []edit{ // a new primary opens though its promise to another still runs
+		{"replication/core_primary.go", "|| c.promised() {", "|| " + off("nograntwait") + " && c.promised() {"}}},
+	{"forgetgrant", "kill,isolate,split", 1, []edit{ // a restarted replica takes itself to have promised nothing
+		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
+	{"longlease", "clock,isolate,split", 1, []edit{ // a lease is as long as the grant, whatever the clocks do
+		{"replication/core_lease.go", "{ return g*9/10 - clockSlack }", "{\n	if " + on("longlease") + " {\n return g\n }\n	return g*9/10 - clockSlack\n}"}}},
+	{"leasefromack", "slowlink,isolate,split", 1, []edit{ // a lease counts from when the grant arrived
+		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		if " + on("leasefromack") + " && until != 0 {\n p.lease = max(p.lease, c.now.add(leaseOf(l.length())))\n }\n"}}},
+	{"leaseofone", "isolate,split,oneway", 1, []edit{ // one peer's grant is good for all
+		{"replication/core_lease.go", "			until = min(until, p.lease)\n", "			if " + on("leaseofone") + " && until != math.MaxInt64 {\n until = max(until, p.lease)\n continue\n }\n			until = min(until, p.lease)\n"}}},
+	{"keepreturned", "handover,isolate,oneway", 1, []edit{ // grants that were given back are relied on
+		{"replication/core_lease.go", "			p.lease = 0\n", "			if " + off("keepreturned") + " {\n p.lease = 0\n }\n"}}},
+}
