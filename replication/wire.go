@@ -147,7 +147,7 @@ func parseMsg(b []byte) (msg, error) {
 	switch {
 	case le.Uint32(b[0:]) == wireMagic:
 	case string(b[:3]) == "LKS":
-		return msg{}, fmt.Errorf("%w: %q, this node speaks LKS2; run the same release on all nodes", errVersion, b[:4])
+		return msg{}, fmt.Errorf("%w: %q, this node speaks LKS%c; run the same release on all nodes", errVersion, b[:4], wireMagic>>24)
 	default:
 		return msg{}, fmt.Errorf("%w: bad magic %#x", errWire, le.Uint32(b[0:]))
 	}
