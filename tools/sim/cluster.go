@@ -366,6 +366,9 @@ func (c *cluster) finalReads() {
 	if w.bad != "" {
 		return
 	}
+	for c.clients[0].s == nil && w.bad == "" { // it has just hung up
+		w.run(w.now+20*time.Millisecond, nil)
+	}
 	s := c.clients[0].s
 	var reads []*op
 	for _, run := range c.runs {
