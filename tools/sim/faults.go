@@ -71,8 +71,8 @@ func (n *nemesis) do(f fault, m *machine) {
 				return
 			}
 			n.cacheLost = true
-		} else if n.cacheLost && (f == faultKill || f == faultRestart) {
-			return // the view service hears of that at once, and of the machine's death later: it would promote the dead one
+		} else if n.cacheLost && (f == faultKill || f == faultRestart || f == faultHandover) {
+			return // the view service does not know of the machine's death yet: it would promote the dead one
 		}
 	}
 	switch f {
