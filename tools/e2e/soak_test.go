@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"testing"
@@ -128,7 +127,7 @@ func (f *faults) verify() {
 	f.t.Helper()
 	r, err := f.c.Command(f.t.Context(), "verify", f.c.Volume())
 	must(f.t, err)
-	f.t.Log(fmt.Sprintf("verify: %s", r.Stdout))
+	f.t.Logf("verify: %s", r.Stdout)
 	if r.Code != 0 {
 		f.t.Errorf("verify: exit code %d: %s", r.Code, r.Line())
 	}
