@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"lockstep/blockdev"
 	"lockstep/viewsvc"
 )
 
@@ -70,4 +72,38 @@ func TestReplicaOfALostBranchIsSetAsideAndMadeAnew(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Error("the new copy is not the history that went on")
 	}
+}
+
+// What a replica of a lost branch has committed counts as what it has applied: a copy brings it into the image before
+// anything is copied over that. So it is disowned also when its image has nothing of the lost branch yet.
+func TestCommittedRecordsOfALostBranchAreNotBuiltUpon(t *testing.T) {
+	outageGroup(t, func(g *group, _ *memNet) {
+		g.mustComplete(g.attachTo(g.open(2)), writeVersion(0, 1))
+		g.stop("b")
+		g.open(1)
+		g.stop("a") // with all that b has in its image
+		g.start("a")
+		c := g.attachTo(g.open(1))
+		const lost = 5 * blockdev.RegionBlocks // where the other branch never writes
+		g.mustComplete(c, writeVersion(lost, 2))
+		g.mustComplete(c, writeVersion(lost+1, 3)) // says that the one before is committed
+		unpin := g.pin()
+		defer unpin()
+		g.kill("a")
+		g.start("b")
+		g.become("b") // by force
+		c = g.attachTo(g.open(1))
+		outage{blocks: 512, stride: 1, times: 4, length: 1}.writes(g, c, make([]byte, outageVolume)) // cheaper to copy than to ship
+		unpin()
+		g.start("a")
+		if m := g.replica("a").store.Marks(); m.Applied >= m.Committed {
+			t.Fatalf("nothing to see: applied %d, committed %d", m.Applied, m.Committed)
+		}
+		time.Sleep(10 * time.Second)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.view.Has("a") {
+			t.Error("the replica of the lost branch is a member")
+		}
+	})
 }

@@ -30,16 +30,15 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 	st := s.r.store
 	m := st.Marks()
 	common, ok := blockdev.CommonPoint(st.Epochs(), m.End, w.Epochs, w.End)
-	if ok && common < w.Applied {
+	// What it has committed is in its image, or will be when a copy begins. Where an index does not reach back far enough
+	// to tell, only an operator's act can have made that another history's.
+	if ok && common < w.Committed || !ok && s.forced() {
 		return plan{}, errDiverged
 	}
 	reach := ok && (common == m.End || common+1 >= m.First) && common >= s.unreadable
-	base := w.Applied // what the learner's image has, or will have when the copy begins
-	switch {
-	case w.Copying:
+	base := w.Committed
+	if w.Copying {
 		base = w.CopyBase
-	case ok && w.Committed <= common:
-		base = w.Committed
 	}
 	if reach && w.Copying { // only the image has to be completed
 		c := &regionCopy{base: base, changes: s.changes(base, common), floor: w.Committed}
@@ -58,6 +57,13 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 	}
 	c := &regionCopy{base: base, changes: changes}
 	return plan{next: to + 1, copy: c, how: startCopy{Size: st.Size(), To: to, Chain: chain, Base: base, Epochs: st.Epochs()}}, nil
+}
+
+// forced tells whether an operator ever forced a promotion.
+func (s *stream) forced() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.r.core.View().DataLossGen > 0
 }
 
 // cheaper are the blocks that the log changed from where a learner's image is to where everything is committed, if sending
