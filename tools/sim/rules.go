@@ -55,7 +55,7 @@ var mutants = []mutant{
 	{"cachedlease", "isolate,oneway", 1, []edit{ // a lease that ran once runs for ever
 		{"replication/core_primary.go", "at < c.leased() {", "(at < c.leased() || " + on("cachedlease") + " && c.leased() > 0) {"}}},
 	{"noviewrec", "pause,split,kill", 1, []edit{ // a tenure begins without a VIEW record
-		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n	if " + on("noviewrec") + " && r.end > 0 {\n r.putFrame(fb)\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
+		{"replication/order.go", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n", "	r.end, r.begun = r.store.Marks().End, v.Tenure\n	if " + on("noviewrec") + " && r.end > 0 {\n r.core.TenureBegun(v.Tenure, r.end)\n r.settle(a)\n return\n }\n"}}},
 	{"forgetview", "power,blackout,split", 1, []edit{ // a view is not on disk before it is acted in
 		{"replication/effects.go", "				err = r.saveHard()\n			}\n			if err != nil {\n				r.poison(a, err)", "				if " + off("forgetview") + " {\n err = r.saveHard()\n }\n			}\n			if err != nil {\n				r.poison(a, err)"}}},
 	{"nonumbers", "kill,pause,split,reset", 1, []edit{ // a request that is sent again is carried out again
