@@ -189,10 +189,10 @@ func (s *Store) zeroImage(block, count uint64, sum uint32) error {
 		}
 		return nil
 	}
-	zeroes := s.batch.gatherBuffer()
+	zeroes := s.batch.gatherBuffer()[:min(count, gatherBytes/BlockSize)*BlockSize]
 	clear(zeroes)
 	for count > 0 {
-		n := min(count, gatherBytes/BlockSize)
+		n := min(count, uint64(len(zeroes))/BlockSize)
 		if err := s.writeImage(block, zeroes[:n*BlockSize]); err != nil {
 			return err
 		}

@@ -88,8 +88,7 @@ func (l *Log) Append(f Frame) (Pos, error) {
 	}
 	l.mu.Unlock()
 	if hint {
-		file, off := l.locate(from)
-		file.StartWriteback(off, int64(at+blocks-from)*BlockSize)
+		l.startWriteback(from, at+blocks-from)
 	}
 	return at, nil
 }
@@ -98,14 +97,22 @@ func (l *Log) Append(f Frame) (Pos, error) {
 const pieceBytes = 256 << 10
 
 func (l *Log) writeFrame(b []byte, at Pos) error {
-	file, off := l.locate(at)
-	for ; len(b) > pieceBytes; b, at, off = b[pieceBytes:], at+pieceBytes/BlockSize, off+pieceBytes {
+	for ; len(b) > pieceBytes; b, at = b[pieceBytes:], at+pieceBytes/BlockSize {
 		if err := l.write(b[:pieceBytes], at); err != nil {
 			return err
 		}
-		file.StartWriteback(off, pieceBytes)
+		l.startWriteback(at, pieceBytes/BlockSize)
 	}
 	return l.write(b, at)
+}
+
+// startWriteback gives what was written to the disk, which may have to wait for room in its queue: as long as a write, if it
+// hangs.
+func (l *Log) startWriteback(at, blocks Pos) {
+	file, off := l.locate(at)
+	l.writing.Store(l.now())
+	file.StartWriteback(off, int64(blocks)*BlockSize)
+	l.writing.Store(0)
 }
 
 // hintBlocks is how much is appended without a Sync before the disk is asked to begin: the Sync at the end of a
