@@ -112,6 +112,40 @@ func TestFrameThatRotsBeforeItIsAppliedCostsOnlyItsLostBlocks(t *testing.T) {
 	}
 }
 
+// W7, B8: the same holds when the frame's payload went bad while nobody had the replica open: however often it is opened
+// again, and though the frames that prove it durable are cut.
+func TestFrameThatRotsBeforeRecoveryCostsOnlyItsLostBlocks(t *testing.T) {
+	r := brokenRig(t)
+	committed := r.s.Marks().Committed
+	r.append(write(40, 1)) // carries the commit point
+	r.check(r.s.Sync())
+	r.rotAt(r.locOf(12).pos, 100)
+	r.rotAt(r.locOf(11).pos, 100) // in the last committed frame
+	r.check(r.s.Abandon())
+	bad := map[uint64]bool{11: true, 12: true}
+	r.open()
+	r.checkBlocks(bad)
+	r.check(r.s.Cut(committed))
+	r.forget(committed)
+	for range 2 {
+		r.check(r.s.Abandon())
+		r.open()
+		if m := r.s.Marks(); m.Committed != committed || m.End != committed {
+			t.Fatalf("%+v, committed was %d", m, committed)
+		}
+		r.checkBlocks(bad)
+	}
+	r.check(r.s.Repair(12, r.good(12), 0)) // in the log
+	delete(bad, 12)
+	r.steps()
+	r.checkBlocks(bad) // from the image
+	r.check(r.s.Repair(11, r.good(11), 0))
+	r.verify()
+	r.check(r.s.Close())
+	r.open()
+	r.verify()
+}
+
 // A block whose newest version went bad in the log is repaired there: the frame is whole again, for recovery too.
 func TestBlockInTheLogIsRepairedInPlace(t *testing.T) {
 	r := brokenRig(t)
@@ -132,4 +166,20 @@ func TestBlockInTheLogIsRepairedInPlace(t *testing.T) {
 	r.verify()
 	r.steps()
 	r.verify()
+}
+
+// W7: what was stable here but is not known to be committed may have to be cut, and the proof that it was stable with it: a
+// frame like that, gone bad, is refused.
+func TestRottenFrameThatIsNotCommittedIsRefused(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	for range 3 {
+		r.append(write(0, 40)) // most of a segment each
+	}
+	r.check(r.s.Sync())
+	r.check(r.s.Abandon())
+	r.rotAt(1, 100)
+	var corrupt *wal.CorruptError
+	if _, err := OpenStore(r.o); !errors.As(err, &corrupt) || corrupt.LSN != 1 {
+		t.Errorf("it opens: %v", err)
+	}
 }

@@ -73,6 +73,9 @@ func (s *Store) open() error {
 		m.BootID = s.o.BootID
 		m.Flags &^= flagClean | flagBlank // wal.Open finished the blanking
 		m.CleanEnd = 0
+		if rec.Rotten != nil { // B8; and from now on the meta slot proves that it was durable
+			m.Commit = max(m.Commit, wal.LSN(s.committed.Load()))
+		}
 		if rec.Corruption != nil {
 			m.Flags |= flagCopying // the image may hold records that the log lost
 			m.Commit = rec.Commit
@@ -206,6 +209,10 @@ func (s *Store) openLog(m meta) (wal.Recovery, error) {
 		return rec, &DamagedError{walName, fmt.Sprintf("ends with record %d, but %d was committed", rec.End, known)}
 	}
 	known = min(known, rec.End)
+	if rec.Rotten != nil && rec.Rotten.LSN > known {
+		// It was stable here, and is not known to be committed: it may have to be cut, and what proves it with it.
+		return rec, rec.Rotten
+	}
 	s.carried = known
 	s.recorded.Store(uint64(known))
 	s.Commit(known)

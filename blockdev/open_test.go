@@ -369,7 +369,7 @@ func TestHoleInStableLogIsCorruption(t *testing.T) {
 		r.put(write(0, 2))
 	}
 	r.check(r.s.Abandon())
-	r.check(fsys.Flip("r/wal/00.seg", 3*3*BlockSize+BlockSize+9, 1)) // payload of frame 4; each is 3 blocks long
+	r.check(fsys.Flip("r/wal/00.seg", 3*3*BlockSize+40, 1)) // header of frame 4; each is 3 blocks long
 	fsys.Restart()
 	var corrupt *wal.CorruptError
 	if _, err := OpenStore(r.o); !errors.As(err, &corrupt) {

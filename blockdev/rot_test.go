@@ -34,7 +34,8 @@ const (
 //	sessions  one of the two slots                        harmless: there are two
 //	sessions  both                                        refused
 //	wal       below the checkpoint, behind the end        harmless
-//	wal       a committed frame, header, sums, payload    refused (W7)
+//	wal       a committed frame, its header or sums       refused (W7)
+//	wal       a committed frame, its payload              block bad (W7)
 //	wal       the last frame, that nobody says was stable  cut
 type rot struct {
 	part string
@@ -94,7 +95,7 @@ func aged(t testing.TB) (w *survivor, m *memfs.FS, table []rot) {
 		{"both slots", sessionsName, span8(0, sessionsHead+sessionHead, 1), sessionsSlotBytes, refused, -1},
 		{"frames below the checkpoint", seg, span8(0, frames[0], 1021), 0, harmless, -1},
 		{"header area of a committed frame", seg, head(frames[0]), 0, refused, -1},
-		{"payload of a committed frame", seg, span8(frames[0]+BlockSize, frames[1], 97), 0, refused, -1},
+		{"payload of a committed frame", seg, span8(frames[0]+BlockSize, frames[1], 97), 0, blockBad, 1},
 		{"header area of the last frame but one", seg, head(frames[1]), 0, refused, -1},
 		{"header area of the last frame", seg, head(frames[2]), 0, cutTail, -1},
 		{"payload of the last frame", seg, span8(frames[2]+BlockSize, end, 97), 0, cutTail, -1},

@@ -184,7 +184,7 @@ func TestVerifyFindsWhateverIsWrong(t *testing.T) {
 		{"a region that changed before", entry(0, 1), "regions: region 0 changed with record", false},
 		{"a region of the future", entry(1, 1<<40), "regions: region 1 is said to have changed with record", false},
 		{"an entry of a region", flip("regions", 15), "regions: region 1 has an entry whose check does not match", false},
-		{"payload of a live frame", flip("wal/"+live[0].Segment, live[0].Offset+5000), "is lost: payload checksum", false},
+		{"payload of a live frame", flip("wal/"+live[0].Segment, live[0].Offset+5000), "are lost: payload checksum", false},
 		{"header of a live frame", flip("wal/"+live[1].Segment, live[1].Offset+60), "is lost: header checksum", false},
 		{"the last frame", flip("wal/"+live[2].Segment, live[2].Offset+5000), "pieces of unfinished or cut frames behind", true},
 		{"an applied frame", flip("wal/"+applied[1].Segment, applied[1].Offset+5000), "which are in the image, are damaged in the log", false},

@@ -74,7 +74,8 @@
 //	    on no disk.
 //	W7  A bad frame at LSN x is corruption if anything proves that x was durable: a later frame with an intact header
 //	    that says stable ≥ x; a later frame at the start of a segment behind x's (W8); the owner's word. Else it is
-//	    the torn tail of a crash, and is cut.
+//	    the torn tail of a crash, and is cut. A corrupt frame of which the header area is whole costs its lost blocks: it
+//	    stays in the log, and the owner knows them by their sums. One without refuses the log.
 //	W8  A segment is entered only when everything before it is durable. So pieces of unfinished frames lie in one
 //	    segment, Sync has one file to sync, and the scan for W7 has an end.
 //

@@ -231,16 +231,19 @@ func (x *inspector) followLog(start Start) {
 		x.problem(true, "wal", "is to be erased behind record %d: a copy began, and the next start erases it", start.LSN)
 		return
 	}
+	defer func() { r.End, r.Commit = l.end, min(r.Commit, l.end) }()
 	sc := scanner{l: l}
 	for {
 		f, at, err := sc.next()
+		if err == nil && len(f.b) == 0 {
+			if f, at = x.endOrRotten(&sc, start); len(f.b) == 0 {
+				return
+			}
+		}
 		if err != nil {
 			name, off := l.segmentAt(at)
 			x.problem(false, place(name, off), "%v", err)
 			return
-		}
-		if len(f.b) == 0 {
-			break
 		}
 		x.live[at] = true
 		r.Frames++
@@ -248,11 +251,22 @@ func (x *inspector) followLog(start Start) {
 		l.end, l.endSum, l.endPos = f.Last(), f.Sum(), at+Pos(len(f.b)/BlockSize)
 		l.newest = max(l.newest, at/l.segBlocks)
 	}
-	r.End = l.end
-	r.Commit = min(r.Commit, l.end)
-	_, _, err := l.judge(&sc, r, start, RefuseCorruption)
+}
+
+// endOrRotten says what Open would make of what follows the good frames, and gives the frame of which only payload is bad.
+func (x *inspector) endOrRotten(sc *scanner, start Start) (f Frame, at Pos) {
+	l, r := x.l, &x.out.Recovery
+	_, _, err := l.judge(sc, r, start, RefuseCorruption)
 	var corrupt *CorruptError
 	switch {
+	case errors.As(err, &corrupt) && sc.rotten:
+		if f, err = sc.rottenFrame(); err == nil {
+			r.Rotten = corrupt
+			x.problem(false, place(corrupt.Segment, corrupt.Offset), "blocks of the records from %d on are lost: %s; the replica opens, and has them repaired by another member",
+				corrupt.LSN, corrupt.Reason)
+			return f, sc.badAt
+		}
+		x.problem(false, "wal", "%v", err)
 	case errors.As(err, &corrupt):
 		r.Corruption = corrupt
 		x.problem(false, place(corrupt.Segment, corrupt.Offset), "record %d is lost: %s; %s", corrupt.LSN, corrupt.Reason, corrupt.Evidence)
@@ -260,8 +274,9 @@ func (x *inspector) followLog(start Start) {
 		x.problem(false, "wal", "%v", err)
 	case r.Torn:
 		name, off := l.segmentAt(r.TornAt)
-		x.problem(true, place(name, off), "%d pieces of unfinished or cut frames behind record %d: the next start erases them", r.Erased, r.End)
+		x.problem(true, place(name, off), "%d pieces of unfinished or cut frames behind record %d: the next start erases them", r.Erased, l.end)
 	}
+	return Frame{}, 0
 }
 
 func place(segment string, off int64) string { return fmt.Sprintf("%s at byte %d", segment, off) }

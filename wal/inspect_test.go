@@ -101,6 +101,9 @@ func TestInspectForetellsWhatOpenFinds(t *testing.T) {
 		case err != nil:
 			t.Errorf("seed %d: %v", seed, err)
 		default:
+			if a, b := r.Rotten, x.Recovery.Rotten; a != nil && b != nil && a.LSN == b.LSN && a.Reason == b.Reason {
+				r.Rotten = b // but for the directory
+			}
 			if r != x.Recovery {
 				t.Errorf("seed %d: open found %+v, inspect %+v", seed, r, x.Recovery)
 			}

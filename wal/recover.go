@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 )
 
@@ -27,11 +28,14 @@ type Recovery struct {
 	Erased int
 	// Corruption is what CutAlways cut, nil if it was but a torn tail.
 	Corruption *CorruptError
+	// Rotten is the last frame of which the payload is bad, though it was durable. It was visited like any other.
+	Rotten *CorruptError
 }
 
 // Open recovers a log from start, the owner's last checkpoint. It first makes everything stable (W6), then calls visit
 // for each good frame in order; the frame lives until visit returns. The torn tail of a crash is cut (W4). With
-// RefuseCorruption a bad frame that cannot be a torn tail (W7) gives a *CorruptError, and nothing is changed on disk.
+// RefuseCorruption a bad frame that cannot be a torn tail (W7) gives a *CorruptError, and nothing is changed on disk; but
+// if its header area is whole, it is visited, and the owner knows from its sums which of its blocks are lost.
 // Other errors: *SegmentError, *VersionError, and visit's.
 func Open(o Options, start Start, policy RecoverPolicy, visit func(f Frame, at Pos) error) (*Log, Recovery, error) {
 	if err := o.validate(); err != nil {
@@ -75,7 +79,18 @@ func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at 
 			return r, err
 		}
 		if len(f.b) == 0 {
-			break
+			ghosts, until, err := l.judge(&sc, &r, start, policy)
+			if errors.As(err, &r.Rotten) && sc.rotten {
+				at = sc.badAt
+				f, err = sc.rottenFrame()
+			} else if err == nil && until != 0 {
+				return r, l.erase(ghosts, until)
+			} else if err == nil {
+				return r, nil
+			}
+			if err != nil {
+				return r, err
+			}
 		}
 		if err := visit(f, at); err != nil {
 			return r, err
@@ -86,11 +101,6 @@ func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at 
 		l.end, l.endSum, l.endPos = f.Last(), f.Sum(), at+Pos(len(f.b)/BlockSize)
 		l.newest = max(l.newest, at/l.segBlocks)
 	}
-	ghosts, until, err := l.judge(&sc, &r, start, policy)
-	if err != nil || until == 0 {
-		return r, err
-	}
-	return r, l.erase(ghosts, until)
 }
 
 // judge decides what the end of the good frames is, a torn tail or corruption, and gives what lies behind and is to be

@@ -19,6 +19,7 @@ type scanner struct {
 	badAt    Pos
 	reason   string
 	evidence string
+	rotten   bool // the frame at badAt is whole but for its payload
 }
 
 // scanBytes is how much is read at a time when nothing larger is asked for.
@@ -61,7 +62,7 @@ func (sc *scanner) prefetch(p Pos) {
 func (sc *scanner) next() (f Frame, at Pos, err error) {
 	l := sc.l
 	at = l.endPos
-	sc.badAt, sc.reason = at, notNext
+	sc.badAt, sc.reason, sc.rotten = at, notNext, false
 	if !l.freeLocked(at / l.segBlocks) {
 		return Frame{}, at, nil // the log is full to the last block
 	}
@@ -78,10 +79,14 @@ func (sc *scanner) next() (f Frame, at Pos, err error) {
 	if err != nil || len(f.b) > 0 || at%l.segBlocks == 0 || !l.freeLocked(at/l.segBlocks+1) {
 		return f, at, err
 	}
+	first := sc.rotten
+	sc.rotten = false
 	at += l.segBlocks - at%l.segBlocks
 	f, reason, err := sc.follower(at)
 	if len(f.b) == 0 && reason != notNext {
 		sc.badAt, sc.reason = at, reason
+	} else {
+		sc.rotten = first
 	}
 	return f, at, err
 }
@@ -120,9 +125,23 @@ func (sc *scanner) follower(at Pos) (f Frame, reason string, err error) {
 		return Frame{}, reason, nil
 	}
 	if reason = f.checkPayload(); reason != "" && !l.o.broken.has(ignorePayload) {
+		sc.rotten = true
 		return Frame{}, reason, nil
 	}
 	return f, "", nil
+}
+
+// rottenFrame is the frame at badAt, when its payload alone is bad.
+func (sc *scanner) rottenFrame() (Frame, error) {
+	b, err := sc.bytes(sc.badAt, BlockSize)
+	if err != nil {
+		return Frame{}, err
+	}
+	n, _ := frameSize(b) // it was in bounds
+	if b, err = sc.bytes(sc.badAt, n); err != nil {
+		return Frame{}, err
+	}
+	return Frame{b[:n:n]}, nil
 }
 
 // ghosts appends to list the positions in [from, to) of blocks that look like a header of this volume, intact or

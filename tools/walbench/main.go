@@ -40,7 +40,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "directory on the file system to measure")
 	flag.Float64Var(&o.seconds, "seconds", 4, "per measurement")
 	flag.StringVar(&o.only, "only", "", "parts to measure, separated by commas; default all")
-	flag.Int64Var(&o.log, "log", 1024, "size of the log in MiB")
+	flag.Int64Var(&o.log, "log", 512, "size of the log in MiB")
 	flag.Int64Var(&o.volume, "volume", 1024, "size of the volume in MiB")
 	flag.IntVar(&o.writes, "writes", 32, "writes of 4 KiB in a frame, for part applier")
 	flag.Parse()

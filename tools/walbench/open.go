@@ -36,7 +36,8 @@ func opening(o options) error {
 		return err
 	}
 
-	if w, err = newStore(o, "full", o.volume<<20, o.log<<20, true); err != nil {
+	const log = 1024 // MiB
+	if w, err = newStore(o, "full", o.volume<<20, log<<20, true); err != nil {
 		return err
 	}
 	w.size(1)
@@ -59,7 +60,7 @@ func opening(o options) error {
 		return err
 	}
 	took, u = time.Since(began), used().since(u)
-	fmt.Printf("log of %d MiB, %.0f %% full, recovered in %v, %v of CPU\n", o.log, 100*fill, took.Round(time.Millisecond), u.cpu.Round(time.Millisecond))
+	fmt.Printf("log of %d MiB, %.0f %% full, recovered in %v, %v of CPU\n", log, 100*fill, took.Round(time.Millisecond), u.cpu.Round(time.Millisecond))
 	return w.s.Abandon()
 }
 
