@@ -49,7 +49,7 @@ var mutants = []mutant{
 	{"copyunfinished", "wipe,kill,slowdisk", 1, []edit{ // a learner is added before its image is whole
 		{"replication/core_primary.go", "copied: !needsCopy,", "copied: !needsCopy || " + on("copyunfinished") + ","}}},
 	{"copynothing", "wipe,kill", 1, []edit{ // a region copy leaves out what changed
-		{"replication/ship.go", "		base = w.Committed\n	}\n", "		base = w.Committed\n	}\n	if " + on("copynothing") + " {\n base = m.Committed\n }\n"}}},
+		{"replication/ship.go", "	c := &regionCopy{base: base, changes: changes}\n", "	if " + on("copynothing") + " {\n base, changes = m.Committed, nil\n }\n	c := &regionCopy{base: base, changes: changes}\n"}}},
 	{"copybase", "wipe,kill,power,reset", 1, []edit{ // a copy that is taken up again forgets where the image was
 		{"replication/follow_log.go", "r.hard.CopyBase = c.Base\n", "r.hard.CopyBase = c.Base\n		if " + on("copybase") + " {\n r.hard.CopyBase = c.To\n }\n"}}},
 	{"cachedlease", "isolate,oneway", 1, []edit{ // a lease that ran once runs for ever
