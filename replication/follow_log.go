@@ -129,6 +129,7 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 			return err
 		}
 	} else {
+		was := r.store.Marks()
 		r.mu.Lock()
 		r.hard.CopyBase = c.Base
 		state, err := r.encodeHard()
@@ -139,10 +140,15 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 		if err := f.storage(err); err != nil {
 			return err
 		}
+		var a after
 		r.mu.Lock()
 		r.cuts++ // together with Restarted: a sync of the old log says nothing about the new one
 		r.core.Restarted(c.To)
+		if was.End > was.Committed {
+			r.event(&a, Event{Kind: EventTailCut, Peer: f.from, Text: fmt.Sprintf("LSN %d to %d, with the log", was.Committed+1, was.End)})
+		}
 		r.mu.Unlock()
+		r.finish(&a)
 	}
 	r.mu.Lock()
 	f.started, f.caught, f.dirty = true, end, true
