@@ -23,8 +23,15 @@ func TestCrashInTheLargestWriteLeavesAllOrNothing(t *testing.T) {
 	w.put(write(0, largest))
 	w.steps()
 
-	c := &memfs.Crasher{Seed: *crashSeed, Every: 2, Promises: func() uint64 { return w.promises }, Check: w.survives}
-	c.Watch(m)
+	// The frame is written in many pieces: there are crashes between some of them, and of the disks that each could leave
+	// some are checked.
+	c := &memfs.Crasher{Seed: *crashSeed, Every: 50, Promises: func() uint64 { return w.promises }, Check: w.survives}
+	pieces := 0
+	m.BeforeEach(func(memfs.Op) {
+		if pieces++; pieces%48 == 1 {
+			c.Crash(m)
+		}
+	})
 	w.append(write(largest/8, largest)) // over most of the first
 	c.Crash(m)                          // nothing of it is stable, anything may be there
 	m.BeforeEach(nil)
