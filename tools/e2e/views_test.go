@@ -32,12 +32,12 @@ func TestViewServerOfAMinorityMakesNoViews(t *testing.T) {
 	c := startLab(t, cluster.Options{Views: 3})
 	s := beset(t, c)
 	leader := ask(t, c.Leader)
+	old, next := ask(t, c.Primary), ask(t, c.Backup) // now: while another leader is elected a command may have to give up
 	for _, other := range []string{"v1", "v2", "v3"} {
 		if other != leader.Name {
 			must(t, c.Lab().CutBoth(t.Context(), leader.Name, other))
 		}
 	}
-	old, next := ask(t, c.Primary), ask(t, c.Backup)
 	c.Node(old).Kill()
 	s.goesOn()
 	becomes(t, c, next)
