@@ -37,8 +37,8 @@ type approach struct {
 
 func (a *approach) hurries() bool { return a.effort > 0 }
 
-// tick takes what a learner lacks: so many records or blocks of the log, and the image or not, of which it was sent so many bytes. It returns by how
-// much each frame is to be held back that it may arrive.
+// tick takes what a learner lacks: so many records or blocks of the log, and the image or not, of which it was sent so
+// many bytes. It returns by how much each frame is to be held back that it may arrive.
 func (a *approach) tick(gap uint64, whole bool, copied uint64) time.Duration {
 	if a.ticks++; a.ticks >= lookTicks {
 		a.look(gap, whole, copied)

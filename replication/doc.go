@@ -74,16 +74,15 @@
 //     region changed since the learner's commit point is copied while new frames flow. Where the log reaches back and
 //     takes clearly more than the blocks that it changed (written over, or in small frames), its headers tell these
 //     blocks, and they alone are copied: a replica that was away for a short while is sent what differs, once. A block
-//     that is bad here and with everybody is copied as lost, to be an error there, too. While it is copied to, a learner
+//     that is bad here and with everybody is copied as lost: an error there, too, until a client writes it. While it is copied to, a learner
 //     hears of commit points in the order of what it is sent: no region is older than what it may have applied (I13).
-//     When the copy is complete
-//     and the learner's log is close to the commit point, the primary puts it into R: commit waits for it from there on.
+//     When the copy is complete and the learner's log is close to the commit point, the primary puts it into R: commit
+//     waits for it from there on.
 //     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
 //     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to
 //     clients, but for the log, of which a learner is sent more than clients write (pace.go). One that does not arrive
 //     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
 //     are slowed down, by milliseconds a frame, and not for ever (approach.go).
-//     A block of which no member has a good copy is copied as lost: bad at the learner, too, until a client writes it.
 //     A primary that is held brings no learner up to date: it may lack what the learner has (outcast.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
 //     disowned: its node sets it aside and makes another (outcast.go).

@@ -123,36 +123,44 @@ func (f *follower) onCopy(body []byte, end wal.LSN) error {
 	if err := f.grow(c.Size); err != nil {
 		return err
 	}
-	r := f.r
+	var err error
 	if c.Keep {
-		if err := f.cut(c.To); err != nil {
-			return err
-		}
+		err = f.cut(c.To)
 	} else {
-		was := r.store.Marks()
-		r.mu.Lock()
-		r.hard.CopyBase = c.Base
-		state, err := r.encodeHard()
-		r.mu.Unlock()
-		if err == nil {
-			err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
-		}
-		if err := f.storage(err); err != nil {
-			return err
-		}
-		var a after
-		r.mu.Lock()
-		r.cuts++ // together with Restarted: a sync of the old log says nothing about the new one
-		r.core.Restarted(c.To)
-		if was.End > was.Committed {
-			r.event(&a, Event{Kind: EventTailCut, Peer: f.from, Text: fmt.Sprintf("LSN %d to %d, with the log", was.Committed+1, was.End)})
-		}
-		r.mu.Unlock()
-		r.finish(&a)
+		err = f.beginAnew(c)
 	}
-	r.mu.Lock()
+	if err != nil {
+		return err
+	}
+	f.r.mu.Lock()
 	f.started, f.caught, f.dirty = true, end, true
+	f.r.mu.Unlock()
+	return nil
+}
+
+// beginAnew forgets the log, after its committed part is in the image.
+func (f *follower) beginAnew(c startCopy) error {
+	r := f.r
+	was := r.store.Marks()
+	r.mu.Lock()
+	r.hard.CopyBase = c.Base
+	state, err := r.encodeHard()
 	r.mu.Unlock()
+	if err == nil {
+		err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
+	}
+	if err := f.storage(err); err != nil {
+		return err
+	}
+	var a after
+	r.mu.Lock()
+	r.cuts++ // together with Restarted: a sync of the old log says nothing about the new one
+	r.core.Restarted(c.To)
+	if was.End > was.Committed {
+		r.event(&a, Event{Kind: EventTailCut, Peer: f.from, Text: fmt.Sprintf("LSN %d to %d, with the log", was.Committed+1, was.End)})
+	}
+	r.mu.Unlock()
+	r.finish(&a)
 	return nil
 }
 

@@ -38,9 +38,12 @@ type growth struct {
 	retry   time.Time // not to be tried again before
 }
 
+// wantedSize is how large the volume is to be, with mu held: what clients were told already, or more.
+func (r *Replica) wantedSize() uint64 { return max(r.hard.Volume.Size, r.hard.Volume.Wanted) }
+
 // makeRoom begins to make room for the size that the volume is to have, with mu held.
 func (r *Replica) makeRoom() {
-	want := max(r.hard.Volume.Size, r.hard.Volume.Wanted)
+	want := r.wantedSize()
 	if want <= r.store.Room() {
 		r.growth.err = nil
 		return
@@ -66,7 +69,7 @@ func (r *Replica) makeRoom() {
 
 // outgrown tells whether the volume is to be made larger now, with mu held.
 func (r *Replica) outgrown() bool {
-	want := max(r.hard.Volume.Size, r.hard.Volume.Wanted)
+	want := r.wantedSize()
 	if want <= r.growth.size || r.core.State() != StateOpen || r.core.Draining() || r.store.Room() < want {
 		return false
 	}
@@ -81,7 +84,7 @@ func (r *Replica) outgrown() bool {
 
 // grow makes the volume larger. mu is held, and given up during I/O.
 func (r *Replica) grow(a *after) {
-	want, tenure := max(r.hard.Volume.Size, r.hard.Volume.Wanted), r.core.View().Tenure
+	want, tenure := r.wantedSize(), r.core.View().Tenure
 	r.mu.Unlock()
 	err := r.store.Grow(want)
 	r.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"path"
-	"time"
 
 	"lockstep/viewsvc"
 )
@@ -31,7 +30,7 @@ func (s *stream) disown(conn net.Conn) {
 	s.r.mu.Lock()
 	m := msg{Type: msgForeign, View: s.r.core.View().Num}
 	s.r.mu.Unlock()
-	if conn.SetWriteDeadline(time.Now().Add(greetingTimeout)) == nil {
+	if conn.SetWriteDeadline(s.r.rt.Now().Add(greetingTimeout)) == nil {
 		_, _ = conn.Write(m.encode(nil)) // lost, it is sent again with the next connection
 	}
 }

@@ -11,8 +11,7 @@ import (
 
 // plan is how a peer is brought up to date.
 type plan struct {
-	next wal.LSN     // first LSN to ship
-	cut  wal.LSN     // the peer's log is cut here
+	next wal.LSN     // first LSN to ship: the peer's log is cut before it
 	copy *regionCopy // nil: the log is enough
 	how  startCopy   // of a copy
 }
@@ -47,7 +46,7 @@ func (s *stream) makePlan(w welcome) (plan, error) {
 	var changes *blockdev.Changes
 	if reach {
 		if changes = s.cheaper(base, common, m.Committed); changes == nil {
-			return plan{next: common + 1, cut: common}, nil
+			return plan{next: common + 1}, nil
 		}
 	}
 	to := m.Committed

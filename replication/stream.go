@@ -240,7 +240,7 @@ func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 		q.pushEncoded(msg{Type: msgCopy, View: view.Num, B: end}.encodeJSON(p.how))
 		s.copyTotal, s.copyBytes = p.copy.bytes(r.store), 0
 	} else {
-		q.push(msg{Type: msgStart, View: view.Num, A: uint64(p.cut), B: end}, nil, nil)
+		q.push(msg{Type: msgStart, View: view.Num, A: uint64(p.next - 1), B: end}, nil, nil)
 	}
 	r.core.PeerUp(s.peer, s.id, p.copy != nil)
 	r.settle(&a)

@@ -190,31 +190,12 @@ func TestRepliesLeaveWhileSubmitBlocks(t *testing.T) {
 	r.wantSimple(0, 2)
 }
 
-// A connection that back-pressure kept unread for longer than MaxUnread is closed, and what came meanwhile is not
-// ordered; replies of before are not owed either. A named session's next attachment fences the one before: it goes on.
-func TestConnectionUnreadForTooLongIsClosed(t *testing.T) {
+// leftUnread is a session of which back-pressure kept the second request unread for longer than MaxUnread.
+func leftUnread(t *testing.T, id blockdev.SessionID) (*raw, *puppetSession) {
+	t.Helper()
 	dev := newPuppet(testSize)
 	dev.block = make(chan struct{})
-	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{{Name: "a", Device: dev}}, MaxUnread: 20 * time.Millisecond})
-	r := dialRaw(t, addr)
-	r.attach("a")
-	s := within(t, "attach", dev.attached)
-	r.request(0, cmdTrim, 1, 0, 512)
-	s.take(t, 1)
-	r.request(0, cmdTrim, 2, 0, 512)
-	time.Sleep(30 * time.Millisecond)
-	close(dev.block)
-	r.wantEnd()
-	within(t, "Session.Close", s.closed)
-	if len(s.arrived) != 0 {
-		t.Fatal("a request that may be stale reached the device")
-	}
-}
-
-func TestNamedSessionUnreadForLongGoesOn(t *testing.T) {
-	dev := newPuppet(testSize)
-	dev.block = make(chan struct{})
-	e := nbd.Export{Name: "a", Device: dev, Session: blockdev.SessionID{Name: "s", Generation: 1}}
+	e := nbd.Export{Name: "a", Device: dev, Session: id}
 	_, addr := serve(t, nbd.ServerOptions{Exporter: exports{e}, MaxUnread: 20 * time.Millisecond})
 	r := dialRaw(t, addr)
 	r.attach("a")
@@ -224,6 +205,22 @@ func TestNamedSessionUnreadForLongGoesOn(t *testing.T) {
 	r.request(0, cmdTrim, 2, 0, 512)
 	time.Sleep(30 * time.Millisecond)
 	close(dev.block)
+	return r, s
+}
+
+// A connection that back-pressure kept unread for longer than MaxUnread is closed, and what came meanwhile is not
+// ordered; replies of before are not owed either. A named session's next attachment fences the one before: it goes on.
+func TestConnectionUnreadForTooLongIsClosed(t *testing.T) {
+	r, s := leftUnread(t, blockdev.SessionID{})
+	r.wantEnd()
+	within(t, "Session.Close", s.closed)
+	if len(s.arrived) != 0 {
+		t.Fatal("a request that may be stale reached the device")
+	}
+}
+
+func TestNamedSessionUnreadForLongGoesOn(t *testing.T) {
+	_, s := leftUnread(t, blockdev.SessionID{Name: "s", Generation: 1})
 	s.take(t, 1)
 }
 

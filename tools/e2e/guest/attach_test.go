@@ -184,11 +184,7 @@ func survives(r *rig) {
 	r.write()
 	r.goesOn("undisturbed", 50)
 
-	killed := r.primary()
-	killed.Kill()
-	r.goesOn("the primary was killed", 50)
-	r.must(killed.Start())
-	r.must(r.c.AwaitSafe(r.t.Context()))
+	r.killPrimary(50)
 
 	paused := r.primary()
 	r.must(paused.Pause())
@@ -258,16 +254,22 @@ func survives(r *rig) {
 	r.noErrors()
 }
 
+// killPrimary kills the primary while the file system is written to, and starts it again.
+func (r *rig) killPrimary(files int) {
+	r.t.Helper()
+	killed := r.primary()
+	killed.Kill()
+	r.goesOn("the primary was killed", files)
+	r.must(killed.Start())
+	r.must(r.c.AwaitSafe(r.t.Context()))
+}
+
 func survivesXFS(r *rig) {
 	device := r.attach("")
 	r.sh("mkfs.xfs -q -f " + device + " && mount -t xfs " + device + " /mnt")
 	r.write()
 	r.goesOn("undisturbed", 30)
-	killed := r.primary()
-	killed.Kill()
-	r.goesOn("the primary was killed", 30)
-	r.must(killed.Start())
-	r.must(r.c.AwaitSafe(r.t.Context()))
+	r.killPrimary(30)
 	r.sh("kill -9 " + r.agent())
 	r.attach("")
 	r.goesOn("the agent was killed and started again", 30)
