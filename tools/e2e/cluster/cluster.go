@@ -301,9 +301,9 @@ func (c *Cluster) StopAll() error {
 	return errors.Join(errs...)
 }
 
-// Command runs an operator's command against this cluster, beside the view server.
+// Command runs an operator's command against this cluster, beside the gateway, which no test cuts off from the view servers.
 func (c *Cluster) Command(ctx context.Context, args ...string) (Result, error) {
-	line := c.o.onHost("v1", append([]string{c.o.Binary}, append(args, "--view", c.View)...)...)
+	line := c.o.onHost("gateway", append([]string{c.o.Binary}, append(args, "--view", c.View)...)...)
 	return Command(ctx, line[0], line[1:]...)
 }
 
@@ -350,8 +350,25 @@ func (c *Cluster) AwaitState(ctx context.Context, limit time.Duration, states ..
 	})
 }
 
-// AwaitSafe waits until every copy is in the view and up to date.
-func (c *Cluster) AwaitSafe(ctx context.Context) error { return c.AwaitState(ctx, safeLimit, "safe") }
+// AwaitSafe waits until every copy is in the view and up to date, and the view servers know the processes that run now:
+// what they say before they have noticed that a node died, or started again, does not count.
+func (c *Cluster) AwaitSafe(ctx context.Context) error {
+	return Await(ctx, safeLimit, "volume safe", func() error {
+		s, _, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, n := range s.Nodes {
+			if p := c.nodes[n.ID]; p != nil && p.Running() && (!n.Alive || n.PID != p.PID()) {
+				return fmt.Errorf("node %s has the pid %d; the view server knows %+v", n.ID, p.PID(), n)
+			}
+		}
+		if len(s.Volumes) != 1 || s.Volumes[0].State != "safe" {
+			return fmt.Errorf("it is %+v", s.Volumes)
+		}
+		return nil
+	})
+}
 
 // Logs are the tails of all logs.
 func (c *Cluster) Logs(n int) string {
