@@ -66,44 +66,67 @@ func (a *approach) look(gap uint64, whole bool, copied uint64) {
 	a.ticks, a.gap, a.copied = 0, gap, copied
 }
 
-// hold is for how long each frame is held back for learners, with mu held. It is called once a tick.
-func (r *Replica) hold() time.Duration {
-	most := time.Duration(0)
+// tickLearners looks at the learners once a tick, with mu held, and finds by how much frames are held back that they may
+// arrive.
+func (r *Replica) tickLearners() {
+	r.holding = 0
 	for _, s := range r.streams {
-		if !s.up || r.core.Required(s.peer) || r.core.onTrial(s.peer) {
+		if !s.follows() {
 			continue
 		}
 		d := s.lack()
-		if d > 0 {
+		if d > 0 || s.peril() > 0 {
 			s.near.idle += time.Second / TicksPerSecond
 		}
 		if s.near.idle < holdAll {
-			most = max(most, d)
+			r.holding = max(r.holding, d)
+		}
+	}
+}
+
+// hold is for how long the frame that was just made is held back, with mu held: as the last tick found, or for a learner
+// that is about to lose its place. That is looked at with each frame: a small log is used up within a tick.
+func (r *Replica) hold() time.Duration {
+	most := r.holding
+	for _, s := range r.streams {
+		if s.follows() && s.near.idle < holdAll {
+			most = max(most, s.peril())
 		}
 	}
 	return most
 }
 
-// lack is by how much a learner would have frames held back; mu is held.
+// follows tells whether writes may be held back for the stream's peer, with mu held: it is a learner that would join.
+func (s *stream) follows() bool {
+	return s.up && !s.r.core.Required(s.peer) && !s.r.core.onTrial(s.peer)
+}
+
+// lack is by how much a learner would have frames held back that it may arrive; mu is held. It is called once a tick.
 func (s *stream) lack() time.Duration {
 	r := s.r
-	d := time.Duration(0)
-	if p := r.core.find(s.peer); p != nil && p.written > 0 {
-		r.core.Lacks(p.id, uint64(r.store.LogBytes(p.written, r.end))/blockdev.BlockSize)
-		if r.end > p.written {
-			d = s.near.tick(max(uint64(r.end-p.written), p.lacks), p.copied, s.copyBytes)
-		}
+	p := r.core.find(s.peer)
+	if p == nil || p.written == 0 {
+		return 0
 	}
+	r.core.Lacks(p.id, uint64(r.store.LogBytes(p.written, r.end))/blockdev.BlockSize)
+	if r.end <= p.written {
+		return 0
+	}
+	return s.near.tick(max(uint64(r.end-p.written), p.lacks), p.copied, s.copyBytes)
+}
+
+// peril is by how much a learner would have frames held back that it may not lose its place; mu is held.
+func (s *stream) peril() time.Duration {
 	danger := 0.0
 	if s.direct {
 		danger = min(1, float64(s.q.queued())/holdQueued-1)
 	} else {
-		danger = r.danger(s.next)
+		danger = s.r.danger(s.next)
 	}
-	if danger > 0 {
-		d = max(d, holdMin+time.Duration(danger*float64(holdMax-holdMin)))
+	if danger <= 0 {
+		return 0
 	}
-	return d
+	return holdMin + time.Duration(danger*float64(holdMax-holdMin))
 }
 
 // danger tells how far a record is on its way, 0 to 1, from the log's oldest part to its end, where it is used again.

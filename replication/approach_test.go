@@ -75,6 +75,31 @@ func TestLearnerThatMakesNoProgressIsGivenUp(t *testing.T) {
 	}
 }
 
+// A log of a few MiB is used up within a tick. Seen to fail: hold that goes by what the last tick found alone.
+func TestLearnerInDangerIsSeenWithTheNextFrame(t *testing.T) {
+	g := smallLog(t, 1)
+	w := newBlockWriter(g)
+	r := g.open(1)
+	stop := w.background()
+	g.outgrow(w, 1)
+	stop()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.store.Marks()
+	r.streams = append(r.streams, &stream{r: r, peer: "learner", up: true, next: m.End + 1})
+	defer func() { r.streams = nil }()
+	s := r.streams[0]
+	if d := r.hold(); d != 0 || r.holding != 0 {
+		t.Errorf("held back by %v for a learner that lacks nothing", d)
+	}
+	if s.next = m.First; r.hold() != holdMax || r.inlinable() {
+		t.Errorf("held back by %v for one that needs the oldest part of the log", r.hold())
+	}
+	if s.near.idle = holdAll; r.hold() != 0 {
+		t.Errorf("held back by %v for one that was given up", r.hold())
+	}
+}
+
 // P5: recruiting does not pause writes, and it ends. A learner that stands still while clients write has them slowed down,
 // smoothly; they go on, and are let go when it has joined.
 func TestWritesAreHeldBackForALearnerThatDoesNotArrive(t *testing.T) {

@@ -84,7 +84,7 @@ func (r *Replica) commitLoop() {
 			r.order(&a)
 		}
 		r.releaseLog()
-		hold := r.holding
+		hold := r.hold()
 		r.mu.Unlock()
 		r.finish(&a)
 		if hold > 0 {
@@ -117,8 +117,8 @@ func (r *Replica) orderable() bool {
 // meanwhile makes the next frame, which could not begin before this one's sync in any case. Larger writes are left to
 // the committer, so that the next one is received and summed while this one is synced.
 func (r *Replica) inlinable() bool {
-	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && r.holding == 0 && r.beginView.Num == 0 &&
-		r.queueBytes <= maxInlineBytes && r.orderable()
+	return len(r.queue) > 0 && len(r.pending) == 0 && !r.logBusy && r.beginView.Num == 0 &&
+		r.queueBytes <= maxInlineBytes && r.hold() == 0 && r.orderable()
 }
 
 // frameRoom bounds the size of a frame with so much payload.

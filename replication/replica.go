@@ -111,7 +111,7 @@ type Replica struct {
 	follower  *follower           // the stream that this replica follows
 	checked   viewsvc.CheckReport // of the check that was ordered last
 	comparing *comparison         // of members, under way
-	holding   time.Duration       // by which each frame is slowed down for a learner
+	holding   time.Duration       // by which each frame is slowed down that learners may arrive; hold() adds to it
 	full      int                 // ticks for which an open primary has had no room for writes
 	failed    error               // why it is poisoned
 	closed    bool
@@ -273,7 +273,7 @@ func (r *Replica) tickLoop() {
 		var a after
 		r.mu.Lock()
 		r.core.Tick(r.opts.Clock())
-		r.holding = r.hold()
+		r.tickLearners()
 		r.tickFull(&a)
 		if r.comparing != nil {
 			r.idle.Broadcast() // awaitDigests looks at the time
