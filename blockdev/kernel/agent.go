@@ -14,9 +14,11 @@ import (
 // Backend is the storage behind a device for the life of one socket. It is not used for two: what an earlier socket
 // left behind has to be fenced before the next one is served (K5), and that is done by making a new Backend.
 type Backend interface {
-	// Disk is what the kernel is told: bytes, and what the server can do. It is looked at when the device is made,
+	// Disk is what the kernel is told: bytes, and what the server can do. The flags are looked at when the device is made,
 	// not when it goes on.
 	Disk() (size uint64, flags nbd.TransmissionFlags)
+	// Grown gets a value when the size has become larger: a hint to look at once.
+	Grown() <-chan struct{}
 	// Start takes a connection over, on which the kernel is going to be served. It returns when the storage has let
 	// this client in, or has refused it: the kernel gets its end afterwards.
 	Start(conn net.Conn) error
@@ -53,6 +55,8 @@ type AgentOptions struct {
 	// Attached is called before the first request is served, each time: with the device's number, and whether it
 	// went on from an earlier socket. Its error ends the agent, and detaches a device that it has just made.
 	Attached func(index int, resumed bool) error
+	// Resized is called when a device that is served was made larger. nil is allowed.
+	Resized func(index int)
 
 	// LinkDead gets the number of a device whose socket the kernel gave up (Netlink.Watch): a hint to look at once. nil
 	// is allowed.
@@ -70,6 +74,9 @@ func (o *AgentOptions) Validate() error {
 	if o.Attached == nil {
 		o.Attached = func(int, bool) error { return nil }
 	}
+	if o.Resized == nil {
+		o.Resized = func(int) {}
+	}
 	switch {
 	case o.Driver == nil || o.Open == nil:
 		return errors.New("kernel: AgentOptions need a Driver and an Open")
@@ -85,7 +92,8 @@ const (
 	retryMax = time.Second
 	// steadyAfter is how long a socket must last, so that its end is no failed attempt.
 	steadyAfter = 10 * time.Second
-	// lookEvery is how often it is looked whether the kernel has hung up on a backend that does not notice.
+	// lookEvery is how often it is looked whether the kernel has hung up on a backend that does not notice, and whether the
+	// device is as large as its disk.
 	lookEvery = time.Second
 )
 
@@ -109,6 +117,7 @@ type Agent struct {
 	o     AgentOptions
 	state agentState
 	index int
+	size  uint64 // that the kernel was told
 
 	served  bool // a socket of the device was served by this agent
 	waiting time.Time
@@ -212,12 +221,12 @@ func (a *Agent) refused(ctx context.Context, err error) error {
 
 // link hands the kernel its end.
 func (a *Agent) link(b Backend, theirs *os.File) (err error) {
-	if a.state == stateWaiting {
-		size, _ := b.Disk() // it may have grown
-		return a.o.Driver.Reconfigure(a.index, a.o.Config.Identifier, size, theirs)
-	}
 	c := a.o.Config
 	c.Size, c.Flags = b.Disk()
+	a.size = c.Size
+	if a.state == stateWaiting {
+		return a.o.Driver.Reconfigure(a.index, c.Identifier, c.Size, theirs)
+	}
 	a.index, err = a.o.Driver.Connect(a.o.Index, c, theirs)
 	return err
 }
@@ -265,14 +274,33 @@ func (a *Agent) watch(ctx context.Context, b Backend, conn net.Conn, ended <-cha
 				continue
 			}
 			a.o.OnEvent(Event{Kind: EventLinkDead, Index: index})
+		case <-b.Grown():
+			a.grow(b)
+			continue
 		case <-tick.C:
 			if taken(conn) {
+				a.grow(b)
 				continue
 			}
 		}
 		b.Close()
 		return <-ended
 	}
+}
+
+// grow makes the device as large as its disk. What fails is tried again when it is looked next.
+func (a *Agent) grow(b Backend) {
+	size, _ := b.Disk()
+	if size <= a.size {
+		return
+	}
+	if err := a.o.Driver.Resize(a.index, a.o.Config.Identifier, size); err != nil {
+		a.tell(err)
+		return
+	}
+	a.size, a.told = size, false
+	a.o.Resized(a.index)
+	a.o.OnEvent(Event{Kind: EventResized, Index: a.index, Size: size})
 }
 
 // leave ends the agent and not the device.
@@ -292,13 +320,20 @@ func (a *Agent) giveUp(err error) error {
 	return err
 }
 
-// pause waits after a failure, and tells of the first in a row.
+// pause waits after a failure.
 func (a *Agent) pause(ctx context.Context, err error) {
-	if !a.told && !errors.Is(err, errNotTaken) {
+	if !errors.Is(err, errNotTaken) {
+		a.tell(err)
+	}
+	a.wait(ctx)
+}
+
+// tell tells of a failure, if it is the first in a row.
+func (a *Agent) tell(err error) {
+	if !a.told {
 		a.told = true
 		a.o.OnEvent(Event{Kind: EventRetry, Index: a.index, Err: err})
 	}
-	a.wait(ctx)
 }
 
 func (a *Agent) wait(ctx context.Context) {

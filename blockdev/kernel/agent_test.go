@@ -24,14 +24,29 @@ type life struct {
 	stuck  bool  // Wait notices nothing before Close
 	refuse error // what Start returns
 
+	grown chan struct{}
+
 	mu   sync.Mutex
+	more uint64 // bytes that the disk has grown by
 	conn net.Conn
 	end  error // instead of what the socket says
 	done chan struct{}
 }
 
 func (l *life) Disk() (uint64, nbd.TransmissionFlags) {
-	return uint64(l.number) << 30, nbd.FlagHasFlags
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return uint64(l.number)<<30 + l.more, nbd.FlagHasFlags
+}
+
+func (l *life) Grown() <-chan struct{} { return l.grown }
+
+// grow makes the disk larger.
+func (l *life) grow(bytes uint64) {
+	l.mu.Lock()
+	l.more += bytes
+	l.mu.Unlock()
+	l.grown <- struct{}{}
 }
 
 func (l *life) Start(conn net.Conn) error {
@@ -117,7 +132,7 @@ func run(t *testing.T, k *fakeKernel, adjust func(*AgentOptions, *rig)) *rig {
 		Driver: d, Index: AnyIndex, Config: exampleConfig, LinkDead: dead,
 		Open: func(context.Context) (Backend, error) {
 			n++
-			l := &life{number: n, done: make(chan struct{})}
+			l := &life{number: n, done: make(chan struct{}), grown: make(chan struct{})}
 			r.lives <- l
 			return l, nil
 		},
@@ -411,5 +426,46 @@ func TestDeviceGetsTheDisksSizeWithEachSocket(t *testing.T) {
 		}
 		r.k.giveUp(index)
 		r.await(EventResumed)
+	}
+}
+
+// A disk that grows while the device is used: the device grows too, with the socket that it has. The driver may fail at first.
+func TestDeviceGrowsWhileItIsServed(t *testing.T) {
+	noted := make(chan int, 4)
+	r := run(t, newFakeKernel(t), func(o *AgentOptions, _ *rig) { o.Resized = func(index int) { noted <- index } })
+	index := r.await(EventAttached).Index
+	l := <-r.lives
+	for n, failures := range []int{0, 1} {
+		r.k.mu.Lock()
+		r.k.deaf = failures
+		r.k.mu.Unlock()
+		l.grow(1 << 20)
+		if failures > 0 {
+			r.await(EventRetry) // and it is tried again without another hint
+		}
+		want := uint64(1<<30 + (n+1)<<20)
+		if e := r.await(EventResized); e.Index != index || e.Size != want {
+			t.Errorf("told of %d bytes at device %d, want %d at %d", e.Size, e.Index, want, index)
+		}
+		if at := <-noted; at != index {
+			t.Errorf("noted device %d", at)
+		}
+		if d := r.k.device(index); d.config.Size != want || d.sockets != 1 {
+			t.Errorf("the device has %d bytes and was given %d sockets, want %d and 1", d.config.Size, d.sockets, want)
+		}
+	}
+	if n := r.answeredBy(index); n != 1 {
+		t.Errorf("life %d answers", n)
+	}
+	calls := func() int {
+		r.k.mu.Lock()
+		defer r.k.mu.Unlock()
+		return len(r.k.calls)
+	}
+	before := calls()
+	l.grow(0)
+	l.grow(0) // it is received when the first has been looked at
+	if n := calls(); n != before {
+		t.Errorf("the driver was called %d times about a disk that has not grown", n-before)
 	}
 }

@@ -34,7 +34,8 @@
 //	                 SERVER_FLAGS, CLIENT_FLAGS, BACKEND_IDENTIFIER, SOCKETS
 //	                 → CONNECT with INDEX, acknowledgement
 //	DISCONNECT   2   INDEX → acknowledgement. The driver sends NBD_CMD_DISC on the socket
-//	RECONFIGURE  3   INDEX, SIZE_BYTES, BACKEND_IDENTIFIER, SOCKETS → acknowledgement, also when no socket was wanted (K4)
+//	RECONFIGURE  3   INDEX, SIZE_BYTES, BACKEND_IDENTIFIER, SOCKETS → acknowledgement, also when no socket was wanted (K4).
+//	                 Without SOCKETS: the device goes on, and has another size
 //	LINK_DEAD    4   from the kernel, to the group "nbd_mc_group": INDEX
 //	STATUS       5   INDEX or nothing → STATUS with DEVICE_LIST
 //
@@ -80,4 +81,6 @@
 //   - K9 An agent never opens its own device. A thread that waits for a block device cannot be killed; it would keep the
 //     process's end of the socket open after the rest of the process was, and the kernel would wait for an answer from
 //     nobody. Even opening a device can read: the kernel looks for partitions.
+//
+//   - K10 A device is never larger than its disk: the backend serves a size before the kernel is told of it.
 package kernel

@@ -29,6 +29,8 @@ type Driver interface {
 	// Reconfigure gives a device that is attached another socket in the place of a dead one, and the size that its disk has
 	// now. It may succeed without using the socket (K4).
 	Reconfigure(index int, identifier string, size uint64, sock *os.File) error
+	// Resize makes a device that is attached larger, while it is used. A driver over netlink before Linux 5.3 does nothing.
+	Resize(index int, identifier string, size uint64) error
 	// Disconnect detaches a device. What is in flight fails.
 	Disconnect(index int) error
 	Close() error
@@ -100,6 +102,17 @@ func (d *Netlink) Connect(index int, c Config, sock *os.File) (int, error) {
 // Reconfigure implements Driver.
 func (d *Netlink) Reconfigure(index int, identifier string, size uint64, sock *os.File) error {
 	_, err := d.withSocket(sock, cmdReconfigure, func(fd int) []byte { return encodeReconfigure(index, identifier, size, fd) })
+	return reconfigured(index, err)
+}
+
+// Resize implements Driver.
+func (d *Netlink) Resize(index int, identifier string, size uint64) error {
+	_, err := d.call(d.family.id, cmdReconfigure, familyVersion, encodeReconfigure(index, identifier, size, noSocket))
+	return reconfigured(index, err)
+}
+
+// reconfigured is what the driver's answer to a RECONFIGURE means.
+func reconfigured(index int, err error) error {
 	if errors.Is(err, unix.EINVAL) { // whatever the reason, in all of which the device is not this caller's
 		err = fmt.Errorf("%w (%w)", ErrNotConfigured, err)
 	}

@@ -14,7 +14,8 @@ const (
 	EventResumed                          // a device of an earlier agent, or socket, goes on: Index, After is how long it waited for this agent
 	EventLinkDead                         // the kernel gave the device's socket up: Index
 	EventInterrupted                      // the socket ended without a goodbye: Index, Err. The device gets another one
-	EventRetry                            // giving the device a socket failed, for the first time in a row: Index, Err
+	EventRetry                            // giving the device a socket, or its disk's size, failed, for the first time in a row: Index, Err
+	EventResized                          // the device is larger now: Index, Size
 	EventDetached                         // somebody detached the device: Index
 	EventLeft                             // the agent stops, the device waits for the next one: Index
 )
@@ -31,6 +32,8 @@ func (k EventKind) String() string {
 		return "interrupted"
 	case EventRetry:
 		return "retry"
+	case EventResized:
+		return "resized"
 	case EventDetached:
 		return "detached"
 	case EventLeft:
@@ -44,5 +47,6 @@ type Event struct {
 	Kind  EventKind
 	Index int
 	After time.Duration
+	Size  uint64 // bytes
 	Err   error
 }

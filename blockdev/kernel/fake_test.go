@@ -19,6 +19,7 @@ type fakeKernel struct {
 	t        *testing.T
 	noDriver bool
 	noGroup  bool
+	deaf     int // so many RECONFIGUREs fail
 	slow     int // so many RECONFIGUREs find that the old socket is not dead yet
 
 	mu       sync.Mutex
@@ -233,7 +234,14 @@ func (k *fakeKernel) reconfigure(r fakeRequest) error {
 	if d == nil || d.config.Identifier != r.config.Identifier {
 		return unix.EINVAL
 	}
+	if k.deaf > 0 {
+		k.deaf--
+		return unix.ENOMEM
+	}
 	d.config.Size = r.numbers[attrSizeBytes]
+	if r.fd < 0 {
+		return nil
+	}
 	if d.sock != nil || k.slow > 0 {
 		k.slow--
 		return nil // K4: it succeeds, and the socket is not used

@@ -28,9 +28,15 @@ const (
 type Ioctl struct {
 	// mu guards everything below.
 	mu   sync.Mutex
-	open map[int]*os.File
+	open map[int]opened
 	made map[int]bool   // devices that were ever connected
 	wg   sync.WaitGroup // one for each open device: a thread of this process runs it
+}
+
+// opened is a device that is attached by this process.
+type opened struct {
+	*os.File
+	blockSize uint32
 }
 
 // OpenIoctl finds the driver. The error wraps ErrNoDriver if there is none.
@@ -38,7 +44,7 @@ func OpenIoctl() (*Ioctl, error) {
 	if !DeviceAt(0).Exists() {
 		return nil, fmt.Errorf("kernel: there is no %s: %w", DeviceAt(0).Path(), ErrNoDriver)
 	}
-	return &Ioctl{open: make(map[int]*os.File), made: make(map[int]bool)}, nil
+	return &Ioctl{open: make(map[int]opened), made: make(map[int]bool)}, nil
 }
 
 // Open finds the driver, over netlink if possible.
@@ -60,7 +66,7 @@ func (d *Ioctl) Close() error {
 	d.mu.Lock()
 	var errs []error
 	for _, f := range d.open {
-		errs = append(errs, ioctl(f, ioctlDisconnect, 0))
+		errs = append(errs, ioctl(f.File, ioctlDisconnect, 0))
 	}
 	d.mu.Unlock()
 	d.wg.Wait()
@@ -105,7 +111,7 @@ func (d *Ioctl) connect(dev Device, c Config, sock *os.File) error {
 		return err
 	}
 	d.mu.Lock()
-	d.open[dev.Index], d.made[dev.Index] = f, true
+	d.open[dev.Index], d.made[dev.Index] = opened{f, c.BlockSize}, true
 	d.mu.Unlock()
 	ended := make(chan error, 1)
 	d.wg.Go(func() { // ends with the device: DO_IT returns when the socket has ended
@@ -178,10 +184,25 @@ func (d *Ioctl) Reconfigure(index int, _ string, _ uint64, _ *os.File) error {
 	return fmt.Errorf("kernel: nbd%d: %w", index, ErrNotConfigured)
 }
 
+// Resize implements Driver.
+func (d *Ioctl) Resize(index int, _ string, size uint64) error {
+	d.mu.Lock()
+	f, ok := d.open[index]
+	d.mu.Unlock()
+	err := error(ErrNotConfigured)
+	if ok {
+		err = ioctl(f.File, ioctlSetSizeBlocks, uintptr(size/uint64(f.blockSize)))
+	}
+	if err != nil {
+		return fmt.Errorf("kernel: resize nbd%d: %w", index, err)
+	}
+	return nil
+}
+
 // Disconnect implements Driver.
 func (d *Ioctl) Disconnect(index int) error {
 	d.mu.Lock()
-	f := d.open[index]
+	f := d.open[index].File
 	d.mu.Unlock()
 	if f == nil { // of another process
 		var err error

@@ -94,13 +94,18 @@ func encodeConnect(index int, c Config, fd int) []byte {
 	return a
 }
 
+// noSocket stands for the descriptor of a socket where there is none to hand over.
+const noSocket = -1
+
 // encodeReconfigure is the attributes of RECONFIGURE. A driver before Linux 5.3 leaves the size as it is.
 func encodeReconfigure(index int, identifier string, size uint64, fd int) []byte {
 	var a attributes
 	a.u32(attrIndex, uint32(index))
 	a.u64(attrSizeBytes, size)
 	a.text(attrBackendIdentifier, identifier)
-	a.list(attrSockets, socketList(fd))
+	if fd != noSocket {
+		a.list(attrSockets, socketList(fd))
+	}
 	return a
 }
 

@@ -58,6 +58,10 @@ func TestMessagesAreWhatTheKernelReads(t *testing.T) {
 		0c00 0200 0000004000000000
 		0600 0a00 7600 0000
 		1000 0780 0c00 0180 0800 0100 09000000`)
+	golden(t, "resize", encodeReconfigure(3, "v", 1<<30, noSocket), `
+		0800 0100 03000000
+		0c00 0200 0000004000000000
+		0600 0a00 7600 0000`)
 	golden(t, "disconnect", encodeIndex(2), `0800 0100 02000000`)
 	golden(t, "status of all", encodeIndex(AnyIndex), ``)
 }

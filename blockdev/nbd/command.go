@@ -52,7 +52,7 @@ func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flag
 	if h.Length == 0 || (op == blockdev.OpRead || op == blockdev.OpWrite) && h.Length > maxPayloadBytes {
 		return op, 0, blockdev.ErrInvalid
 	}
-	if h.Offset > c.info.Size || uint64(h.Length) > c.info.Size-h.Offset {
+	if !c.within(h) {
 		return op, 0, blockdev.ErrOutOfRange
 	}
 	// No hole means that zeroes are really written, which is not fast.
@@ -67,6 +67,19 @@ func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flag
 		flags |= blockdev.FlagNoHole
 	}
 	return op, flags, nil
+}
+
+// within tells whether a request is within the disk. It may have grown since the client was told its size; who hears of that
+// in another way (the owner of a kernel's device) may use all of it.
+func (c *conn) within(h protocol.TransmissionRequestHeader) bool {
+	end := h.Offset + uint64(h.Length)
+	if end < h.Offset {
+		return false
+	}
+	if end > c.info.Size {
+		c.info.Size = max(c.info.Size, c.export.Device.Geometry().Size)
+	}
+	return end <= c.info.Size
 }
 
 // command says how a request looks on the wire.

@@ -95,6 +95,8 @@
 // only (Export.SingleConn), and means that a flush covers the writes acknowledged on any connection: it is
 // blockdev.Device's promise.
 //
+// The end is that of the disk by now: NBD has no way to tell a client that it has grown, but one that knows may use all of it.
+//
 // FUA is taken on every command, as the specification asks, and means something on those that change the disk. Any
 // other flag that the command does not have gets EINVAL. A request of length zero gets EINVAL. The payload of a WRITE
 // that is refused is read and dropped. Replies come in the order of completion. Block sizes: minimum 1, preferred

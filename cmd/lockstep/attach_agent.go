@@ -53,6 +53,7 @@ func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ runn
 			return b, nil
 		},
 		Attached: r.attached,
+		Resized:  r.resized,
 		OnEvent:  logKernelEvents(log),
 	}
 	if dev, waits := a.nbd(); waits {
@@ -143,6 +144,14 @@ func (r *agentRun) attached(index int, resumed bool) error {
 	return nil
 }
 
+// resized notes the size that the device has now.
+func (r *agentRun) resized(index int) {
+	r.a.Size = kernel.DeviceAt(index).Size()
+	if err := r.o.dir.save(r.a); err != nil {
+		r.log.Warn().Err(err).Msg("the device's size is not noted")
+	}
+}
+
 // forget is the end of an attachment.
 func (d attachDir) forget(ctx context.Context, a *attachment) error {
 	if a.Device != "" {
@@ -217,6 +226,9 @@ func logKernelEvents(log zerolog.Logger) func(kernel.Event) {
 		line := eventLine(log, e.Err)
 		if e.Index != kernel.AnyIndex {
 			line.Str("device", kernel.DeviceAt(e.Index).Path())
+		}
+		if e.Size > 0 {
+			line.Uint64("size", e.Size)
 		}
 		if e.After > 0 {
 			line.Dur("after_ms", e.After)

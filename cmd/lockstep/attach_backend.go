@@ -25,6 +25,7 @@ type volumeBackend struct {
 	admit   func() error // called when the client was let in: whether it may go on
 
 	attached chan struct{} // closed when the client was let in
+	grown    chan struct{} // gets a value when the volume has become larger
 	letIn    func()        // closes attached
 	ended    chan error    // what ServeTransmission returned
 	close    func()
@@ -37,7 +38,7 @@ type volumeBackend struct {
 
 // openVolume starts the gateway and finds the volume.
 func openVolume(ctx context.Context, a *attachment, o gateway.Options, as gateway.AttachOptions, log zerolog.Logger) (*volumeBackend, error) {
-	b := &volumeBackend{attached: make(chan struct{}), ended: make(chan error, 1), left: io.EOF}
+	b := &volumeBackend{attached: make(chan struct{}), grown: make(chan struct{}, 1), ended: make(chan error, 1), left: io.EOF}
 	b.letIn = sync.OnceFunc(func() { close(b.attached) })
 	logEvent := logGatewayEvents(log, make(chan error, 1))
 	o.OnEvent = func(e gateway.Event) {
@@ -79,6 +80,11 @@ func (b *volumeBackend) hear(e gateway.Event) {
 		b.gone = &goneError{fmt.Errorf("volume %s was deleted", e.Volume)}
 	case e.Kind == gateway.EventEvicted:
 		b.gone = &goneError{e.Err}
+	case e.Kind == gateway.EventGrown:
+		select {
+		case b.grown <- struct{}{}:
+		default: // one hint is there already
+		}
 	case e.Kind == gateway.EventClient && e.Client.Kind == nbd.EventAttached:
 		b.letIn()
 	case e.Kind == gateway.EventClient && e.Client.Kind == nbd.EventDetached:
@@ -91,6 +97,9 @@ func (b *volumeBackend) Disk() (uint64, nbd.TransmissionFlags) {
 	info := b.export.Info()
 	return info.Size, info.Flags
 }
+
+// Grown implements kernel.Backend.
+func (b *volumeBackend) Grown() <-chan struct{} { return b.grown }
 
 // Start implements kernel.Backend.
 func (b *volumeBackend) Start(conn net.Conn) error {

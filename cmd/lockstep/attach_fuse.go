@@ -72,7 +72,7 @@ func startFuse(o attachOptions, log zerolog.Logger, tell func(string)) (_ runnin
 	tell(a.Device)
 	failed := make(chan error, 1)
 	go func() { // ends with nbdfuse
-		err := <-r.ended
+		err := r.watch()
 		r.ended <- err
 		if err == nil {
 			err = errors.New("it was unmounted")
@@ -80,6 +80,18 @@ func startFuse(o attachOptions, log zerolog.Logger, tell func(string)) (_ runnin
 		failed <- fmt.Errorf("nbdfuse has ended: %w", err)
 	}()
 	return running{close: r.close, failed: failed}, nil
+}
+
+// watch waits for nbdfuse's end.
+func (r *fuseRun) watch() error {
+	for {
+		select {
+		case err := <-r.ended:
+			return err
+		case <-r.backend.Grown():
+			r.log.Warn().Msg("the volume has grown, which nbdfuse cannot be told: unmount, detach and attach again to see it")
+		}
+	}
 }
 
 // setUp starts the parts, and notes them as they come.

@@ -24,9 +24,9 @@ func newVolumeResize(env *environment) *cobra.Command {
 		Use:   "resize NAME --size 20G",
 		Short: "Make a volume larger while it is used",
 		Long: `Make a volume larger while it is used; it cannot be made smaller. What is new reads as zeroes and takes no space.
-The command waits until clients can use it. Clients that are connected go on and do not notice: NBD has no way to tell
-them. They see the new size when they connect again. A device of ` + "`lockstep attach`" + ` has it when that command is started
-again, which a file system goes through as through a failover (Linux 5.3). Then grow what is on it (resize2fs, xfs_growfs).
+The command waits until clients can use it. A device of ` + "`lockstep attach`" + ` has the new size a moment later (Linux 5.3), and
+what is on it can grow while it is mounted (resize2fs, xfs_growfs). NBD clients that are connected go on and do not notice:
+there is no way to tell them. They see the new size when they connect again; so does a device of --fuse.
 
 As long as a member has no room the volume stays as it is. Asking for the size that it has takes the wish back.`,
 		Args: wantArgs("NAME"),
@@ -61,7 +61,7 @@ As long as a member has no room the volume stays as it is. Asking for the size t
 		if vs, err = awaitSize(ctx, view, name, want); err != nil {
 			return err
 		}
-		fmt.Fprintf(env.stdout, "%s has %s now, for clients that connect from now on\n", name, formatSize(vs.Volume.Size))
+		fmt.Fprintf(env.stdout, "%s has %s now, for devices of attach and clients that connect from now on\n", name, formatSize(vs.Volume.Size))
 		return nil
 	})
 }

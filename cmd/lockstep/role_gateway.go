@@ -162,6 +162,9 @@ func logGatewayEvents(log zerolog.Logger, stopped chan<- error) func(gateway.Eve
 		if e.Requests > 0 {
 			line.Int("requests", e.Requests)
 		}
+		if e.Size > 0 {
+			line.Uint64("size", e.Size)
+		}
 		if e.After > 0 {
 			line.Dur("after_ms", e.After)
 		}

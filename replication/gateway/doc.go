@@ -121,6 +121,10 @@
 //     those of its former process, or of the client before, are not known here, and a number that was used already would
 //     be taken for a repetition and not be carried out.
 //
+//   - G13 A volume only grows. The size that the view service tells of is offered by the primary and by every later one, so
+//     that a session of before may use it at once; a status that has a smaller one is of an earlier time. A primary that
+//     offers less is not connected to.
+//
 // # Locks
 //
 // Gateway.mu before volume.mu. Nothing of another package is called with either held, so no order with theirs. Between

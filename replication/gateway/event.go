@@ -27,6 +27,7 @@ const (
 	EventClaimed                        // a client has a volume for itself
 	EventReleased                       // it has it no more. Err: the view service could not be told, the next one has to take over
 	EventEvicted                        // a session was ended for good by a take-over or an operator: Err
+	EventGrown                          // a volume in use is larger now: Size
 	EventStopped                        // the listener failed: Err. There will be no new clients
 )
 
@@ -60,6 +61,8 @@ func (k EventKind) String() string {
 		return "released"
 	case EventEvicted:
 		return "evicted"
+	case EventGrown:
+		return "grown"
 	case EventStopped:
 		return "stopped"
 	}
@@ -76,6 +79,7 @@ type Event struct {
 	View       viewsvc.ViewNum
 	Addr       string // of the primary
 	Requests   int
+	Size       uint64 // bytes
 	After      time.Duration
 	Err        error
 	Client     nbd.Event

@@ -246,7 +246,18 @@ func (n *fakeNode) Open(_ context.Context, name string) (nbd.Export, error) {
 }
 
 func (n *fakeNode) Geometry() blockdev.Geometry {
+	n.disk.mu.Lock()
+	defer n.disk.mu.Unlock()
 	return blockdev.Geometry{Size: uint64(len(n.disk.data))}
+}
+
+// grow makes the volume larger: first its disk, then what the view service says.
+func (c *cluster) grow(bytes uint64) {
+	c.disk.mu.Lock()
+	c.disk.data = append(c.disk.data, make([]byte, bytes)...)
+	size := uint64(len(c.disk.data))
+	c.disk.mu.Unlock()
+	c.views.change("vol0", func(st *viewsvc.VolumeStatus) { st.Volume.Size = size })
 }
 
 func (n *fakeNode) Attach(_ context.Context, id blockdev.SessionID, c blockdev.Client) (blockdev.Session, error) {

@@ -246,13 +246,18 @@ func (g *Gateway) resolve(ctx context.Context, name string) (viewsvc.VolumeStatu
 	return viewsvc.VolumeStatus{}, fmt.Errorf("gateway: find volume %s: %w", name, err)
 }
 
-// remember keeps a volume's status for the time when the view service does not answer.
-func (g *Gateway) remember(st viewsvc.VolumeStatus) {
+// remember keeps a volume's status for the time when the view service does not answer. It tells whether the volume has
+// grown.
+func (g *Gateway) remember(st viewsvc.VolumeStatus) (grown bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old, known := g.known[st.Volume.Name]
-	if known && old.Volume.ID == st.Volume.ID && old.View.Num > st.View.Num {
-		return
+	if known && old.Volume.ID == st.Volume.ID {
+		if old.View.Num > st.View.Num {
+			return false
+		}
+		grown = st.Volume.Size > old.Volume.Size
+		st.Volume.Size = max(st.Volume.Size, old.Volume.Size) // it never shrinks: what says so is of an earlier time
 	}
 	if !known && len(g.known) >= maxRemembered {
 		for name, st := range g.known {
@@ -263,6 +268,17 @@ func (g *Gateway) remember(st viewsvc.VolumeStatus) {
 		}
 	}
 	g.known[st.Volume.Name] = st
+	return grown
+}
+
+// sizeOf is how large a volume is by now.
+func (g *Gateway) sizeOf(v viewsvc.Volume) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := g.known[v.Name].Volume; now.ID == v.ID {
+		return max(v.Size, now.Size)
+	}
+	return v.Size
 }
 
 // forget drops what is known of a volume that is gone.

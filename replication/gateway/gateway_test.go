@@ -53,6 +53,49 @@ func TestExtentsAreThePrimarys(t *testing.T) {
 	}
 }
 
+// A session of before the volume grew uses what it has now, over a failover too; what is beyond stays refused. Whoever owns
+// the gateway is told.
+func TestConnectedClientUsesWhatTheVolumeHasGrownBy(t *testing.T) {
+	c := startCluster(t, 2, nil)
+	s := c.submitter()
+	last := uint64(fakeDiskBytes / blockdev.BlockSize)
+	refused := func(block uint64) {
+		t.Helper()
+		r := write(block, "past the end")
+		s.send(r)
+		eventually(t, "it is answered", func() bool { _, ok := s.answered(r); return ok })
+		if err, _ := s.answered(r); !errors.Is(err, blockdev.ErrNoSpace) {
+			t.Errorf("a write past the end: %v", err)
+		}
+	}
+	done := func(r *blockdev.Request) {
+		t.Helper()
+		s.send(r)
+		s.await(t, r)
+	}
+	refused(last)
+	c.grow(2 * blockdev.BlockSize)
+	eventually(t, "the owner is told", func() bool { return c.count(EventGrown) == 1 })
+	done(write(last, "first"))
+	c.moveTo(1)
+	done(write(last+1, "second"))
+	refused(last + 2)
+	if size := s.conn.Info().Size; size != fakeDiskBytes {
+		t.Errorf("the client was told of %d bytes", size)
+	}
+	if size := c.dial().Size(); size != fakeDiskBytes+2*blockdev.BlockSize {
+		t.Errorf("a new client is told of %d bytes", size)
+	}
+	// A view server that was left behind has a smaller one.
+	c.views.change("vol0", func(st *viewsvc.VolumeStatus) { st.Volume.Size = fakeDiskBytes })
+	c.moveTo(0)
+	eventually(t, "the move is heard of", func() bool { return c.count(EventRoute) == 2 })
+	done(write(last+1, "third"))
+	if size := c.dial().Size(); size != fakeDiskBytes+2*blockdev.BlockSize || c.count(EventGrown) != 1 {
+		t.Errorf("it has shrunk to %d bytes", size)
+	}
+}
+
 func TestTimeoutGivesAnErrorAndKeepsTheSessionUsable(t *testing.T) {
 	c := startCluster(t, 2, func(o *Options) { o.Timeout = 4 * minTimeout })
 	old := c.nodes[0]

@@ -23,8 +23,10 @@ type device struct {
 	opts AttachOptions
 }
 
-// Geometry is that of the volume when the client connected. A volume that grew is seen by clients that come later.
-func (d *device) Geometry() blockdev.Geometry { return blockdev.Geometry{Size: d.st.Volume.Size} }
+// Geometry is that of the volume by now: a size that the view service tells of is the primary's, and every later one's.
+func (d *device) Geometry() blockdev.Geometry {
+	return blockdev.Geometry{Size: d.g.sizeOf(d.st.Volume)}
+}
 
 // Attach begins a session. It does not wait for a primary: the client is connected, and its requests wait. Only an
 // exclusive one waits.
@@ -56,7 +58,7 @@ func (d *device) begin(c blockdev.Client, name string, era uint64) (*session, er
 		return nil, err
 	}
 	s := &session{
-		v: v, client: c, size: d.st.Volume.Size, name: name, era: era, opts: d.opts, done: make(chan struct{}),
+		v: v, client: c, of: d.st.Volume, name: name, era: era, opts: d.opts, done: make(chan struct{}),
 		generation: d.opts.Generation << 32, numbers: name,
 	}
 	if d.opts.Session != "" {
@@ -85,9 +87,9 @@ func (d *device) begin(c blockdev.Client, name string, era uint64) (*session, er
 type session struct {
 	v      *volume
 	client blockdev.Client
-	size   uint64
-	name   string // its identity at the nodes
-	era    uint64 // in which it began (viewsvc.Claim.SessionEra)
+	of     viewsvc.Volume // as of its beginning
+	name   string         // its identity at the nodes
+	era    uint64         // in which it began (viewsvc.Claim.SessionEra)
 	opts   AttachOptions
 	alone  *hold  // of an exclusive client
 	start  uint64 // its claim's (viewsvc.Claim.Start)

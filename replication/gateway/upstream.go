@@ -210,9 +210,9 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if have := conn.Info().Size; have < s.size {
+	if have, want := conn.Info().Size, s.v.g.sizeOf(s.of); have < want {
 		conn.Close()
-		return nil, fmt.Errorf("gateway: the primary's disk has %d bytes, the volume %d", have, s.size)
+		return nil, fmt.Errorf("gateway: the primary's disk has %d bytes, the volume %d", have, want)
 	}
 	if !conn.Info().Extents {
 		conn.Close()

@@ -165,7 +165,9 @@ func (v *volume) learn(st viewsvc.VolumeStatus) bool {
 		v.end()
 		return false
 	}
-	v.g.remember(st)
+	if v.g.remember(st) {
+		v.g.emit(Event{Kind: EventGrown, Volume: v.name, Size: st.Volume.Size})
+	}
 	v.evict(st.Volume.Claim)
 	v.mu.Lock()
 	if st.View.Num < v.view { // from a view server that was left behind (G7)

@@ -220,17 +220,15 @@ func survives(r *rig) {
 	}
 	r.goesOn("the agent was killed and started again", 50)
 
-	const larger = 512 << 20
-	res, err := r.c.Command(r.t.Context(), "volume", "resize", "vol0", "--size", fmt.Sprint(larger))
-	r.must(err)
-	if res.Code != 0 {
-		r.t.Fatalf("resize: %s", res.Line())
-	}
-	r.sh("kill -9 " + r.agent())
-	r.attach("")
-	r.sh(fmt.Sprintf("test $(cat /sys/block/%s/size) = %d", filepath.Base(device), larger/512))
+	agent := r.agent()
+	r.grow(device, 512<<20)
 	r.sh("resize2fs " + device)
 	r.goesOn("the volume and the file system have grown", 50)
+	// A volume that grows while the device waits for an agent.
+	r.sh("kill -9 " + agent)
+	r.resize(520 << 20)
+	r.attach("")
+	r.hasSize(device, 520<<20)
 
 	// What the first agent has sent lies in the stopped primary's socket when the kernel repeats it through the second.
 	paused = r.primary()
@@ -252,6 +250,34 @@ func survives(r *rig) {
 	r.sh("umount /mnt && dumpe2fs -h " + device + " 2>/dev/null | grep 'Filesystem state: *clean'")
 	r.detached(device)
 	r.noErrors()
+}
+
+// resize makes the volume larger.
+func (r *rig) resize(bytes uint64) {
+	r.t.Helper()
+	res, err := r.c.Command(r.t.Context(), "volume", "resize", "vol0", "--size", fmt.Sprint(bytes))
+	r.must(err)
+	if res.Code != 0 {
+		r.t.Fatalf("resize: %s", res.Line())
+	}
+}
+
+// grow makes the volume larger, and the device with it, whose agent runs on.
+func (r *rig) grow(device string, bytes uint64) {
+	r.t.Helper()
+	agent := r.agent()
+	r.resize(bytes)
+	r.hasSize(device, bytes)
+	if now := r.agent(); now != agent {
+		r.t.Errorf("the agent is process %s, was %s", now, agent)
+	}
+}
+
+// hasSize waits for the kernel's, and for what is noted.
+func (r *rig) hasSize(device string, bytes uint64) {
+	r.t.Helper()
+	r.sh(fmt.Sprintf("until test $(cat /sys/block/%s/size) = %d; do sleep 0.1; done", filepath.Base(device), bytes/512))
+	r.sh(fmt.Sprintf("until lockstep attach --list --json | grep -q '\"size\":%d,'; do sleep 0.1; done", bytes))
 }
 
 // killPrimary kills the primary while the file system is written to, and starts it again.
@@ -357,6 +383,8 @@ func stops(r *rig) {
 
 func ioctl(r *rig) {
 	device := r.attach("--driver ioctl")
+	r.grow(device, 524<<20)
+	r.sh("dd if=/dev/zero of=" + device + " bs=1M seek=523 count=1 conv=fsync")
 	r.sh("echo by ioctl >/tmp/in; dd if=/tmp/in of=" + device + " bs=4096 conv=sync,fsync count=1")
 	r.detached(device)
 	device = r.attach("")
