@@ -343,5 +343,5 @@ func (s *Server) handleHandover(r *http.Request, req operatorRequest) (View, err
 	}
 	s.mon.CancelHandover(volume, to)
 	s.flushLocked()
-	return View{}, fmt.Errorf("%w: the primary did not hand over to replica %s; `lockstep status` shows whether it lags", ErrTimeout, to)
+	return View{}, fmt.Errorf("%w: the primary did not hand over to replica %s in time; `lockstep status` shows whether it lags", ErrTimeout, to)
 }

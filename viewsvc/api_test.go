@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -232,6 +233,10 @@ func TestEveryErrorSurvivesEncoding(t *testing.T) {
 		status, body := encodeError(w.err)
 		if err := decodeError(body); !errors.Is(err, w.err) || status != w.status {
 			t.Errorf("%v becomes %v, status %d", w.err, err, status)
+		}
+		const words = "there is no volume \"vol7\""
+		if _, body := encodeError(fmt.Errorf("%w: %s", w.err, words)); decodeError(body).Error() != words {
+			t.Errorf("people read %q, want %q", decodeError(body), words)
 		}
 	}
 	if _, body := encodeError(io.EOF); !errors.Is(decodeError(body), ErrInternal) {

@@ -148,7 +148,7 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 	}
 	if n.incarnation != "" {
 		if n.probing && n.addr != req.Addr {
-			return fmt.Errorf("%w: whether the former process of node %s, at %s, is dead", ErrTryAgain, n.id, n.addr)
+			return fmt.Errorf("%w: it is being found out whether the former process of node %s, at %s, is dead", ErrTryAgain, n.id, n.addr)
 		}
 		if m.life(n.id) == lifeAlive && n.addr != req.Addr {
 			return fmt.Errorf("%w: node %s is alive at %s (pid %d); give the one at %s another --id", ErrDuplicateNode, n.id, n.addr, n.pid, req.Addr)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 )
 
 // Errors of the service, the same on both sides of the wire: a Client's error wraps the sentinel that the
@@ -93,7 +94,8 @@ var wireErrors = [...]struct {
 	{ErrInternal, "internal", http.StatusInternalServerError},
 }
 
-// encodeError chooses the status and the body for an error. One that is of no known kind becomes ErrInternal.
+// encodeError chooses the status and the body for an error. One that is of no known kind becomes ErrInternal. The code
+// says the kind, so that the message travels without the sentinel's words: what is left is for people.
 func encodeError(err error) (status int, body errorBody) {
 	body.Message = err.Error()
 	if c, ok := errors.AsType[*ConflictError](err); ok {
@@ -101,13 +103,12 @@ func encodeError(err error) (status int, body errorBody) {
 		return http.StatusConflict, body
 	}
 	if r, ok := errors.AsType[*RuleError](err); ok {
-		// The client puts the prefix back: the message travels bare.
 		body.Code, body.Rule, body.Message = codeRule, r.Rule, r.Msg
 		return http.StatusUnprocessableEntity, body
 	}
 	for _, w := range wireErrors {
 		if errors.Is(err, w.err) {
-			body.Code = w.code
+			body.Code, body.Message = w.code, strings.TrimPrefix(body.Message, w.err.Error()+": ")
 			return w.status, body
 		}
 	}

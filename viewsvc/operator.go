@@ -46,7 +46,7 @@ func (m *Monitor) PlanCreate(v Volume) (Command, error) {
 	}
 	nodes := m.pickNodes(v.Copies, func(NodeID) bool { return false })
 	if len(nodes) < v.MinCopies {
-		return Command{}, fmt.Errorf("%w: volume %s needs %d, %d are alive; start nodes and try again",
+		return Command{}, fmt.Errorf("%w: volume %s needs %d living nodes, there are %d; start nodes and try again",
 			ErrNotEnoughNodes, v.Name, v.MinCopies, len(nodes))
 	}
 	return Command{Op: OpCreate, Create: &v, Nodes: nodes}, nil
@@ -164,7 +164,7 @@ func (m *Monitor) Vet(p Proposal) (Command, error) {
 	}
 	v := m.state.volumes[p.Volume]
 	if v == nil || v.Deleting {
-		return Command{}, fmt.Errorf("%w: volume %s", ErrNotFound, p.Volume)
+		return Command{}, fmt.Errorf("%w: there is no volume with ID %s", ErrNotFound, p.Volume)
 	}
 	if w := m.volume(p.Volume); m.rolledBack(v, w) {
 		return Command{}, fmt.Errorf("%w: %s", ErrRolledBack, m.problem(v, w))

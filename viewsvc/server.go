@@ -36,7 +36,7 @@ type ServerOptions struct {
 
 func (o *ServerOptions) validate() error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
+		return fmt.Errorf("viewsvc: "+format, args...)
 	}
 	for id, addr := range o.Peers {
 		if !nodeName.MatchString(id) || id == o.ID {
@@ -140,7 +140,7 @@ func StartServer(opt ServerOptions) (_ *Server, err error) {
 	ln := opt.Listener
 	if ln == nil {
 		if ln, err = net.Listen("tcp", opt.Listen); err != nil {
-			return nil, fmt.Errorf("viewsvc: listen: %w", err)
+			return nil, fmt.Errorf("viewsvc: %w", err)
 		}
 	}
 	s.mux = newMux(ln)

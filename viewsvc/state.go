@@ -211,10 +211,10 @@ func (s *State) applyCreate(c Command) (Result, error) {
 		if was == v && !old.Deleting {
 			return Result{Volume: v.ID}, nil // the same request again
 		}
-		return Result{}, fmt.Errorf("%w: volume ID %s", ErrExists, v.ID)
+		return Result{}, fmt.Errorf("%w: there is another volume with ID %s", ErrExists, v.ID)
 	}
 	if s.find(v.Name) != nil {
-		return Result{}, fmt.Errorf("%w: volume %s", ErrExists, v.Name)
+		return Result{}, fmt.Errorf("%w: there is a volume %q already; choose another name, or delete that one", ErrExists, v.Name)
 	}
 	made := &volumeState{
 		Volume:   v,
@@ -235,7 +235,7 @@ func (s *State) applyCreate(c Command) (Result, error) {
 func (s *State) live(id VolumeID) (*volumeState, error) {
 	v := s.volumes[id]
 	if v == nil || v.Deleting {
-		return nil, fmt.Errorf("%w: volume %s", ErrNotFound, id)
+		return nil, fmt.Errorf("%w: there is no volume with ID %s", ErrNotFound, id)
 	}
 	return v, nil
 }
@@ -274,7 +274,7 @@ func (s *State) applyAssign(c Command) (Result, error) {
 		return Result{}, err
 	}
 	if _, ok := s.nodes[c.Node.ID]; !ok {
-		return Result{}, fmt.Errorf("%w: node %s", ErrNotFound, c.Node.ID)
+		return Result{}, fmt.Errorf("%w: there is no node %s", ErrNotFound, c.Node.ID)
 	}
 	if v.assignment(c.Node.ID) == nil {
 		v.Assigned = append(v.Assigned, Assignment{Node: c.Node.ID})

@@ -63,7 +63,7 @@ func validNode(n NodeInfo) error {
 		return fmt.Errorf("%w: node %s: address %q is not HOST:PORT", ErrInvalid, n.ID, n.Addr)
 	}
 	if path, isUnix := strings.CutPrefix(n.NBD, "unix:"); len(n.NBD) > 4*maxNameBytes || isUnix && path == "" {
-		return fmt.Errorf("%w: node %s: NBD address %q", ErrInvalid, n.ID, n.NBD)
+		return fmt.Errorf("%w: node %s: NBD address %q is neither HOST:PORT nor unix:/path", ErrInvalid, n.ID, n.NBD)
 	}
 	return nil
 }

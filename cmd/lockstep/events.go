@@ -96,7 +96,7 @@ func pastEvents(ctx context.Context, view *operator, volume string) ([]eventRepo
 		}
 	}
 	if volume != "" && !known[volume] {
-		return nil, 0, withHint(fmt.Errorf("volume %q: %w", volume, viewsvc.ErrNotFound), "see `lockstep volume list`")
+		return nil, 0, noVolume(volume)
 	}
 	last := uint64(0)
 	for _, e := range recent {

@@ -107,11 +107,16 @@ func report(w io.Writer, err error) {
 // advise adds a next step to the operating system's errors that have an obvious one, unless the place where the
 // error came up knew a better one.
 func advise(err error) error {
-	var known *hint
+	var (
+		known  *hint
+		socket *net.OpError
+	)
 	if errors.As(err, &known) {
 		return err
 	}
 	switch {
+	case errors.As(err, &socket) && socket.Op == "listen" && errors.Is(err, fs.ErrNotExist):
+		return withHint(err, "make the directory of that socket, or choose another address")
 	case errors.Is(err, syscall.EADDRINUSE):
 		return withHint(err, "stop what listens there, or choose another address")
 	case errors.As(err, new(*net.DNSError)):

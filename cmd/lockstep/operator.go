@@ -102,5 +102,13 @@ func findVolume(ctx context.Context, client *viewsvc.Client, name string) (views
 			return vs, nil
 		}
 	}
-	return viewsvc.VolumeStatus{}, withHint(fmt.Errorf("volume %q: %w", name, viewsvc.ErrNotFound), "see `lockstep volume list`")
+	return viewsvc.VolumeStatus{}, noVolume(name)
 }
+
+// noVolumeError says that a view service has no volume of that name. It is a viewsvc.ErrNotFound.
+type noVolumeError struct{ name string }
+
+func (e *noVolumeError) Error() string { return fmt.Sprintf("there is no volume %q", e.name) }
+func (e *noVolumeError) Unwrap() error { return viewsvc.ErrNotFound }
+
+func noVolume(name string) error { return withHint(&noVolumeError{name}, "see `lockstep volume list`") }

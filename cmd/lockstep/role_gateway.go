@@ -61,8 +61,11 @@ its volumes back after it died (default: a new one at each start)`)
 		if err := required(cmd, "listen"); err != nil {
 			return err
 		}
-		if clients < 1 || perVolume < 0 {
-			return usagef("gateway: --max-clients %d, --max-clients-per-volume %d: from 1, and from 0", clients, perVolume)
+		if clients < 1 {
+			return usagef("gateway: --max-clients %d: at least 1", clients)
+		}
+		if perVolume < 0 {
+			return usagef("gateway: --max-clients-per-volume %d: at least 1, or 0 for as many as --max-clients", perVolume)
 		}
 		if timeout < 0 {
 			return usagef("gateway: --timeout %v: 0 waits for ever", timeout)

@@ -87,7 +87,7 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			node, err := replication.StartNode(replication.NodeOptions{
 				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
 				LogBytes: int64(logSize), Reads: replication.ReadMode(reads), RecruitRate: int64(recruitRate),
-				OnEvent: countNodeEvents(numbers, logNodeEvents(log)), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
+				OnEvent: countNodeEvents(numbers, logNodeEvents(log, view)), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
 			})
 			if err != nil {
 				return running{}, err
@@ -123,13 +123,13 @@ func countNodeEvents(m *metrics, next func(replication.Event)) func(replication.
 	}
 }
 
-func logNodeEvents(log zerolog.Logger) func(replication.Event) {
+func logNodeEvents(log zerolog.Logger, view []string) func(replication.Event) {
 	return func(e replication.Event) {
 		if e.Kind == replication.EventCheckpoint { // several a minute
 			log.Debug().Str("volume", e.Volume).Dur("took_ms", e.Took).Str("text", e.Text).Msg(string(e.Kind))
 			return
 		}
-		line := eventLine(log, e.Err)
+		line := eventLine(log, explain(e.Err, view))
 		if e.Took > 0 {
 			line.Dur("took_ms", e.Took)
 		}

@@ -49,7 +49,7 @@ does not answer or does not know the volume. With --watch it is that of the last
 			}
 			report, ok := newStatusReport(cluster, volume)
 			if !ok {
-				return &cannotTellError{withHint(fmt.Errorf("status: there is no volume %q", volume), "see `lockstep volume list`")}
+				return &cannotTellError{noVolume(volume)}
 			}
 			if asJSON {
 				if err := writeJSON(w, report); err != nil {
