@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -338,6 +339,36 @@ func TestClientTellsALeaderlessServerFromNone(t *testing.T) {
 	defer cancel()
 	if _, err := c.Status(ctx); !errors.Is(err, ErrNoLeader) || !errors.Is(err, ErrLeaderless) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// An election is waited for, and told of; a service of which nobody answers is not.
+func TestClientWaitsForAnElectionAndNotForNobody(t *testing.T) {
+	var told atomic.Int64
+	follower := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if told.Load() > 0 {
+			writeJSON(w, http.StatusOK, ClusterStatus{Cluster: "elected"})
+			return
+		}
+		writeJSON(w, http.StatusServiceUnavailable, errorBody{Code: codeNotLeader, Message: "not I"})
+	}))
+	defer follower.Close()
+	gone := reserve(t, 1)[0]
+	gone.Close()
+	dial := func(servers ...string) *Client {
+		c, err := NewClient(ClientOptions{Servers: servers, CallTimeout: time.Hour, SilentTimeout: time.Millisecond, OnElection: func() { told.Add(1) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
+	}
+	st, err := dial(gone.Addr().String(), follower.Listener.Addr().String()).Status(t.Context())
+	if err != nil || st.Cluster != "elected" || told.Load() != 1 {
+		t.Errorf("%+v, %v; told %d times", st, err, told.Load())
+	}
+	if _, err := dial(gone.Addr().String()).Status(t.Context()); !errors.Is(err, ErrNoLeader) || errors.Is(err, ErrLeaderless) || told.Load() != 1 {
+		t.Errorf("nobody there: %v; told %d times", err, told.Load())
 	}
 }
 

@@ -23,7 +23,8 @@ const (
 	pingAnswerTimeout  = time.Second      // the same for a ping: the next server must hear it within TDead
 	backoffMin         = 10 * time.Millisecond
 	backoffMax         = 500 * time.Millisecond
-	maxLeaderHops      = 3 // "not I, ask him" that are followed in one round
+	ElectionNotice     = 2 * time.Second // see ClientOptions.OnElection
+	maxLeaderHops      = 3               // "not I, ask him" that are followed in one round
 )
 
 // ClientOptions says how to reach the view service.
@@ -32,6 +33,13 @@ type ClientOptions struct {
 	DialTimeout time.Duration // 0 means 1 s
 	CallTimeout time.Duration // how long a call looks for a leader when its context has no deadline; 0 means 10 s
 	PingTimeout time.Duration // the same for Ping and Watch; 0 means 3 s
+
+	// SilentTimeout ends a call after the round over all servers in which it passes, if not one has answered: of an election
+	// the others would tell. 0 means that only CallTimeout counts.
+	SilentTimeout time.Duration
+	// OnElection is called once in a call that has looked for a leader for ElectionNotice, though a server answers. nil is
+	// allowed.
+	OnElection func()
 }
 
 func (o *ClientOptions) validate() error {

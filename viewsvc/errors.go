@@ -12,8 +12,8 @@ import (
 var (
 	// ErrNoLeader: no view server that could be reached leads. Trying again later is right.
 	ErrNoLeader = errors.New("viewsvc: no view server leads")
-	// ErrLeaderless: a view server answers, but knows of no leader. It wraps nothing; an ErrNoLeader may wrap it.
-	ErrLeaderless = errors.New("viewsvc: knows of no leader")
+	// ErrLeaderless: a view server answers, but knows of no leader that does. It wraps nothing; an ErrNoLeader may wrap it.
+	ErrLeaderless = errors.New("viewsvc: knows of no leader that answers")
 	// ErrForeignCluster: the node belongs to another cluster than the view server. Trying again is useless.
 	ErrForeignCluster = errors.New("viewsvc: foreign cluster")
 	// ErrDuplicateNode: another process pings under the same node ID.

@@ -28,6 +28,12 @@ func (c *Client) do(ctx context.Context, hc *http.Client, req call) error {
 	return err
 }
 
+// search is what a call has met on its way.
+type search struct {
+	before   bool // a server may have been given the request, and may carry it out yet
+	answered bool // a view server has answered
+}
+
 // doTold also tells whether some server may have been given the request before the one whose answer this is: that one
 // may carry it out yet.
 func (c *Client) doTold(ctx context.Context, hc *http.Client, req call) (before bool, err error) {
@@ -38,28 +44,41 @@ func (c *Client) doTold(ctx context.Context, hc *http.Client, req call) (before 
 			return false, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
-	backoff := backoffMin
+	began, backoff := time.Now(), backoffMin
 	var told error // by a server that answered; of more use than that others did not
+	var found search
+	noticed := c.opt.OnElection == nil
 	for {
-		last := c.round(ctx, hc, req, body, &before)
+		last := c.round(ctx, hc, req, body, &found)
 		if _, again := errors.AsType[*tryNextError](last); !again {
-			return before, last
+			return found.before, last
 		}
 		if errors.Is(last, ErrLeaderless) || told == nil {
 			told = last
+		}
+		waited := time.Since(began)
+		if silent := c.opt.SilentTimeout; silent > 0 && waited > silent && !found.answered {
+			return found.before, fmt.Errorf("%w: %w", ErrNoLeader, told)
+		}
+		if !noticed && waited > ElectionNotice && found.answered {
+			noticed = true
+			c.opt.OnElection()
 		}
 		// Full jitter: servers that come back are not met by all clients in the same millisecond.
 		select {
 		case <-time.After(rand.N(backoff) + time.Millisecond):
 		case <-ctx.Done():
-			return before, fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), told)
+			if found.answered && !errors.Is(told, ErrLeaderless) {
+				told = fmt.Errorf("%w (%w)", ErrLeaderless, told)
+			}
+			return found.before, fmt.Errorf("%w (%w): %w", ErrNoLeader, context.Cause(ctx), told)
 		}
 		backoff = min(2*backoff, backoffMax)
 	}
 }
 
 // round asks the one who led last, then everybody, and follows hints. A *tryNextError means that nobody led.
-func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte, before *bool) error {
+func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []byte, found *search) error {
 	c.mu.Lock()
 	leader := c.leader
 	c.mu.Unlock()
@@ -82,7 +101,8 @@ func (c *Client) round(ctx context.Context, hc *http.Client, req call, body []by
 			c.remember(server)
 			return err
 		}
-		*before = *before || next.given
+		found.before = found.before || next.given
+		found.answered = found.answered || next.answered
 		if next.leader != "" && next.leader != server && hops < maxLeaderHops {
 			hops++
 			queue = append([]string{next.leader}, queue...)
@@ -106,9 +126,10 @@ func (c *Client) remember(leader string) {
 
 // tryNextError says that this server could not decide the request; perhaps leader can.
 type tryNextError struct {
-	err    error
-	leader string
-	given  bool // all the same it may have the request, and decide it yet
+	err      error
+	leader   string
+	answered bool // a view server has answered
+	given    bool // all the same it may have the request, and decide it yet
 }
 
 func (e *tryNextError) Error() string { return e.err.Error() }
@@ -153,7 +174,7 @@ func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req ca
 		} else {
 			err = fmt.Errorf("view server %s: %s", server, e.Message)
 		}
-		return &tryNextError{err: err, leader: e.Leader, given: e.Code != codeNotLeader}
+		return &tryNextError{err: err, leader: e.Leader, answered: true, given: e.Code != codeNotLeader}
 	}
 	return err
 }

@@ -169,7 +169,7 @@ func (o *attachOptions) claimed() (*attachment, *os.File, error) {
 // leaves nothing to detach.
 func (o *attachOptions) begin() (*attachment, error) {
 	if _, err := o.dir.load(o.volume); errors.Is(err, fs.ErrNotExist) {
-		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: o.view, CallTimeout: operatorPatience})
+		client, err := dialViews(o.view, nil)
 		if err != nil {
 			return nil, err
 		}

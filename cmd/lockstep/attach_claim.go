@@ -74,5 +74,5 @@ func (a *attachment) release(ctx context.Context) error {
 }
 
 func (a *attachment) views() (*viewsvc.Client, error) {
-	return viewsvc.NewClient(viewsvc.ClientOptions{Servers: a.View, CallTimeout: operatorPatience})
+	return dialViews(a.View, nil)
 }

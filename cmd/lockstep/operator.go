@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -11,6 +12,25 @@ import (
 
 	"lockstep/viewsvc"
 )
+
+const (
+	// operatorPatience is how long a command waits while the view servers elect a leader: longer than that takes if more
+	// than half of them run and reach each other.
+	operatorPatience = 10 * time.Second
+	// silentPatience is how long it waits while none of them answers at all.
+	silentPatience = 3 * time.Second
+)
+
+// dialViews makes a client of the view service for a command. It says on notices what it waits for; nil is allowed.
+func dialViews(servers []string, notices io.Writer) (*viewsvc.Client, error) {
+	o := viewsvc.ClientOptions{Servers: servers, CallTimeout: operatorPatience, SilentTimeout: silentPatience}
+	if notices != nil {
+		o.OnElection = func() {
+			fmt.Fprintf(notices, "lockstep: none of the view servers leads; waiting up to %v for their election\n", operatorPatience)
+		}
+	}
+	return viewsvc.NewClient(o)
+}
 
 // operator is the connection of one operator's command to the view service.
 type operator struct {
@@ -27,7 +47,7 @@ func operate(cmd *cobra.Command, env *environment, work func(ctx context.Context
 		if err != nil {
 			return err
 		}
-		client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: list, CallTimeout: operatorPatience})
+		client, err := dialViews(list, env.stderr)
 		if err != nil {
 			return err
 		}

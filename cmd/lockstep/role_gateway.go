@@ -12,7 +12,6 @@ import (
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/exportname"
 	"lockstep/replication/gateway"
-	"lockstep/viewsvc"
 )
 
 func newGateway(env *environment) *cobra.Command {
@@ -117,7 +116,7 @@ its volumes back after it died (default: a new one at each start)`)
 // warnUnreachable looks for the view service once: a gateway needs it for clients only, and would keep a wrong --view to
 // itself until the first one comes. It ends after operatorPatience.
 func warnUnreachable(view []string, log zerolog.Logger) {
-	client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: view, CallTimeout: operatorPatience})
+	client, err := dialViews(view, nil)
 	if err == nil {
 		defer client.Close()
 		_, err = client.Status(context.Background())

@@ -13,12 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const (
-	// operatorPatience is how long an operator's command looks for a leader of the view service.
-	operatorPatience = 3 * time.Second
-	// watchPeriod is how often --watch looks.
-	watchPeriod = time.Second
-)
+// watchPeriod is how often --watch looks.
+const watchPeriod = time.Second
 
 func newStatus(env *environment) *cobra.Command {
 	var asJSON, watch bool
