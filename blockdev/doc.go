@@ -69,8 +69,8 @@
 //
 //	checkpoint ≤ applied ≤ min(recorded, committed, durable)     recorded, committed, durable ≤ end
 //
-// All are ends of frames. In sync mode flush committed may be beyond durable. recorded is the part of the commit point that recovery will know of: the largest
-// commit LSN in a frame that is stable in this log, or the meta slot's.
+// All are ends of frames. In sync mode flush committed may be beyond durable. recorded is the part of the commit point
+// that recovery will know of: the largest commit LSN in a frame that is stable in this log, or the meta slot's.
 //
 // # Invariants
 //
@@ -134,8 +134,8 @@
 //
 // Look up the page table. With an entry, read the log at its position; without, read the sum, then the image.
 // If the sum matches, that is a version which was the newest at some moment during the read: no two committed
-// blocks ever have the same log position, and an image block changes only while it has an entry. If it does not match, look up again:
-// a changed entry or sum means that applier or committer came in between, and the read is tried again; the
+// blocks ever have the same log position, and an image block changes only while it has an entry. If it does not match,
+// look up again: a changed entry or sum means that applier or committer came in between, and the read is tried again; the
 // same entry and sum mean that the block is bad.
 //
 // # The applier beside the clients
@@ -161,8 +161,8 @@
 //
 // A pass reads the live log and every block with a sum, from the device and past the page cache, at a bounded rate, and
 // waits while clients keep the disk busy (scrub.go). A bad block is repaired from the page cache if that is still
-// right, else by the Repairer that replication sets; else it stays as it is and is an error for whoever reads it. Background passes
-// begin a week after the last ended (scrubber.go).
+// right, else by the Repairer that replication sets; else it stays as it is and is an error for whoever reads it.
+// Background passes begin a week after the last ended (scrubber.go).
 //
 // # What is not found out here
 //

@@ -3,8 +3,9 @@ package blockdev
 import "fmt"
 
 // Extent tells how block is kept, and how many blocks from it on, up to max, are the same in this: data, a hole, or zeroes
-// whose space was to stay allocated. Zeroes that were written as data are data. The content is what it is at some moment of the call. Regions that were never written, and
-// stretches for which there is not even a page of sums, cost next to nothing: a whole volume can be asked for.
+// whose space was to stay allocated. Zeroes that were written as data are data. The content is what it is at some moment
+// of the call. Regions that were never written, and stretches for which there is not even a page of sums, cost next to
+// nothing: a whole volume can be asked for.
 func (s *Store) Extent(block uint64, max uint64) (n uint64, state ExtentState, err error) {
 	if block >= s.Blocks() {
 		return 0, 0, fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())

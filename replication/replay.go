@@ -50,7 +50,8 @@ type ordered struct {
 	lsn wal.LSN
 }
 
-// sessionNumber is what a name is called in records, for it has no room there. Two names of a volume have the same with a probability of 2^-64.
+// sessionNumber is what a name is called in records, for it has no room there. Two names of a volume have the same with a
+// probability of 2^-64.
 func sessionNumber(name string) uint64 {
 	sum := sha256.Sum256([]byte(name))
 	return binary.LittleEndian.Uint64(sum[:]) | 1 // 0 is none

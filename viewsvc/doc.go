@@ -83,7 +83,7 @@
 //	POST   /v1/volumes/V/resize        {size}                     the volume has it when its status says so
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most
 //	POST   /v1/volumes/V/resume
-//	POST   /v1/volumes/V/check     {scrub} → {id}               its outcome is in the replicas' reports
+//	POST   /v1/volumes/V/check         {scrub} → {id}             its outcome is in the replicas' reports
 //	POST   /v1/volumes/V/force         {node, reason} → View
 //	POST   /v1/volumes/V/claim         ClaimChange → Claim        who has the volume for itself (claim.go)
 //

@@ -72,7 +72,8 @@ func (d Device) Size() uint64 {
 	return n * 512 // the unit of /sys, whatever the sectors
 }
 
-// SetReplay makes the kernel repeat waiting requests after ReplayAfter (K2). It is for root, as attaching is. A kernel without the attribute (before 5.0) keeps its 30 s.
+// SetReplay makes the kernel repeat waiting requests after ReplayAfter (K2). It is for root, as attaching is. A kernel
+// without the attribute (before 5.0) keeps its 30 s.
 func (d Device) SetReplay() error {
 	name := filepath.Join(d.sys, d.Name(), "queue", "io_timeout")
 	err := os.WriteFile(name, []byte(strconv.FormatInt(ReplayAfter.Milliseconds(), 10)), 0)

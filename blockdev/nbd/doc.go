@@ -117,6 +117,6 @@
 //
 // # Locks
 //
-// A connection has one mutex, its outbox's. Nothing outside the package is called with it held: not Submit, Complete, Abort, Close,
-// nor a Handler.
+// A connection has one mutex, its outbox's. Nothing outside the package is called with it held: not Submit, Complete,
+// Abort, Close, nor a Handler.
 package nbd

@@ -96,7 +96,8 @@ func lag(v volumeReport) string {
 	return formatSize(most)
 }
 
-// learning tells what keeps a replica from being a member, or how it gets on at becoming one: `; n3 copying 41 % 210 MB/s, 12 s left`.
+// learning tells what keeps a replica from being a member, or how it gets on at becoming one: `; n3 copying 41 % 210
+// MB/s, 12 s left`.
 func learning(r replicaReport) string {
 	switch r.Role {
 	case roleDown:

@@ -1,4 +1,5 @@
-// Package exportname says where a gateway meets a node, and how a gateway tells a node, inside an NBD export name, on whose behalf it connects.
+// Package exportname says where a gateway meets a node, and how a gateway tells a node, inside an NBD export name, on
+// whose behalf it connects.
 //
 // NBD has no field for a client's identity, and a primary needs one: a connection must fence the earlier ones of
 // the same client before it is served, or a request left unread in an old socket is carried out after its own
@@ -18,8 +19,8 @@
 //	numbered=1   a request's NBD cookie is its number (blockdev.RequestID), and says whether it was sent before
 //	numbers=ID   so it is, and the numbers are those of the space ID, not of SESSION; as SESSION, and another than it
 //
-// The last two exclude each other. There is one spelling for each identity: Format(Parse(s)) == s, and the other way round. Gateways and nodes of
-// different versions meet here; the syntax is part of the protocol, never change it.
+// The last two exclude each other. There is one spelling for each identity: Format(Parse(s)) == s, and the other way
+// round. Gateways and nodes of different versions meet here; the syntax is part of the protocol, never change it.
 //
 // The package is a leaf, so that nodes and gateways can share it without importing each other.
 package exportname

@@ -20,9 +20,10 @@
 //   - It does not remember for ever: a gateway that is cut off while blockdev.MaxSessions other clients write may have a
 //     write carried out a second time. A write of more than 32 MiB, which is no atomic one, may be repeated from its
 //     beginning.
-//   - A gateway's successor does not fence it, unless it attaches under the same session (AttachOptions). After a crash of the gateway itself, what its sockets still hold is
-//     under the node's rules alone, and a client that replays (the kernel, qemu) is in the hands of those.
-//   - It does not authenticate or encrypt: listen on a trusted network or a unix socket.
+//   - A gateway's successor does not fence it, unless it attaches under the same session (AttachOptions). After a crash
+//     of the gateway itself, what its sockets still hold is under the node's rules alone, and a client that replays (the
+//     kernel, qemu) is in the hands of those.
+//   - Without Options.TLS it does not authenticate or encrypt: listen on a trusted network or a unix socket then.
 //
 // # Parts
 //

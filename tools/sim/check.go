@@ -124,7 +124,8 @@ func part(all []*op, s uint64, begin, end int64) []porcupine.Operation {
 }
 
 // latest is when an operation that was not answered has happened at the latest: it comes before what was asked after it
-// was fenced, and before what its gateway was asked after its client had left. One that leaves no trace may as well never have happened, which is as good as at the end of time.
+// was fenced, and before what its gateway was asked after its client had left. One that leaves no trace may as well never
+// have happened, which is as good as at the end of time.
 func latest(o *op, all []*op, begin, end int64) int64 {
 	at := int64(math.MaxInt64)
 	if o.id == 0 || o.call < begin {

@@ -3,7 +3,8 @@ package memfs
 import "fmt"
 
 // Crasher kills the process, and cuts the power in every way that Fates lists, before every operation of a workload, and
-// has each disk that could then be found checked. Nothing is run twice: the disk of a crash shares its content with the workload's.
+// has each disk that could then be found checked. Nothing is run twice: the disk of a crash shares its content with the
+// workload's.
 //
 // Images that are equal, and to be checked against the same promises, are checked once. Images are numbered, those that
 // are left out too; the same workload and Seed give the same numbers, so that Only brings one of them back.
