@@ -197,20 +197,20 @@ func (s *Server) handleWatch(r *http.Request, _ none) (VolumeStatus, error) {
 	return s.mon.VolumeStatus(name)
 }
 
-func (s *Server) handlePropose(_ *http.Request, p Proposal) (View, error) {
+// carryOut commits the command that plan makes of what somebody asks for, and waits for what comes of it.
+func (s *Server) carryOut(plan func(*Monitor) (Command, error)) (Result, error) {
 	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) { cmd, err = m.Vet(p); return err })
+	err := s.withMonitor(func(m *Monitor) (err error) { cmd, err = plan(m); return err })
 	if err != nil {
-		return View{}, err
+		return Result{}, err
 	}
-	result, err := s.commitNow(cmd)
-	return result.View, err
-}
-
-// commitNow commits a command that somebody waits for.
-func (s *Server) commitNow(cmd Command) (Result, error) {
 	cmd.Time = time.Now().UTC()
 	return s.cons.apply(cmd)
+}
+
+func (s *Server) handlePropose(_ *http.Request, p Proposal) (View, error) {
+	result, err := s.carryOut(func(m *Monitor) (Command, error) { return m.Vet(p) })
+	return result.View, err
 }
 
 func (s *Server) handleStatus(*http.Request, none) (ClusterStatus, error) {
@@ -240,29 +240,19 @@ func (s *Server) handleViews(r *http.Request, _ none) ([]HistoryEntry, error) {
 }
 
 func (s *Server) handleCreate(_ *http.Request, v Volume) (Volume, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanCreate(v)
-		return err
+	var made Volume
+	_, err := s.carryOut(func(m *Monitor) (Command, error) {
+		cmd, err := m.PlanCreate(v)
+		if err == nil {
+			made = *cmd.Create
+		}
+		return cmd, err
 	})
-	if err != nil {
-		return Volume{}, err
-	}
-	if _, err := s.commitNow(cmd); err != nil {
-		return Volume{}, err
-	}
-	return *cmd.Create, nil
+	return made, err
 }
 
 func (s *Server) handleDelete(r *http.Request, _ none) (none, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanDelete(r.PathValue("name"))
-		return err
-	})
-	if err == nil {
-		_, err = s.commitNow(cmd)
-	}
+	_, err := s.carryOut(func(m *Monitor) (Command, error) { return m.PlanDelete(r.PathValue("name")) })
 	return none{}, err
 }
 
@@ -272,40 +262,19 @@ type resizeRequest struct {
 }
 
 func (s *Server) handleResize(r *http.Request, req resizeRequest) (none, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanResize(r.PathValue("name"), req.Size)
-		return err
-	})
-	if err == nil {
-		_, err = s.commitNow(cmd)
-	}
+	_, err := s.carryOut(func(m *Monitor) (Command, error) { return m.PlanResize(r.PathValue("name"), req.Size) })
 	return none{}, err
 }
 
 func (s *Server) handleClaim(r *http.Request, c ClaimChange) (Claim, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanClaim(r.PathValue("name"), c)
-		return err
-	})
-	if err != nil {
-		return Claim{}, err
-	}
-	result, err := s.commitNow(cmd)
+	result, err := s.carryOut(func(m *Monitor) (Command, error) { return m.PlanClaim(r.PathValue("name"), c) })
 	return result.Claim, err
 }
 
 func (s *Server) handleForce(r *http.Request, req operatorRequest) (View, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanForce(r.PathValue("name"), req.Node, req.Reason)
-		return err
+	result, err := s.carryOut(func(m *Monitor) (Command, error) {
+		return m.PlanForce(r.PathValue("name"), req.Node, req.Reason)
 	})
-	if err != nil {
-		return View{}, err
-	}
-	result, err := s.commitNow(cmd)
 	return result.View, err
 }
 

@@ -214,7 +214,7 @@ func (c *Client) DeleteVolume(ctx context.Context, name string) error {
 // ResizeVolume wishes for a larger volume. It is one when its status says so: that takes a primary, and members that have
 // room. The present size takes an earlier wish back; a smaller one is refused with a *RuleError.
 func (c *Client) ResizeVolume(ctx context.Context, name string, size uint64) error {
-	if err := c.call(ctx, http.MethodPost, "/v1/volumes/"+url.PathEscape(name)+"/resize", resizeRequest{size}, nil); err != nil {
+	if err := c.operate(ctx, name, "resize", resizeRequest{size}, nil, 0); err != nil {
 		return fmt.Errorf("resize volume %s: %w", name, err)
 	}
 	return nil
@@ -224,8 +224,7 @@ func (c *Client) ResizeVolume(ctx context.Context, name string, size uint64) err
 // longest log), waits until that is done and returns the new view.
 func (c *Client) Handover(ctx context.Context, name string, to NodeID) (View, error) {
 	var v View
-	err := c.operate(ctx, name, "handover", operatorRequest{Node: to}, &v, HandoverTimeout)
-	if err != nil {
+	if err := c.operate(ctx, name, "handover", operatorRequest{Node: to}, &v, HandoverTimeout); err != nil {
 		return View{}, fmt.Errorf("hand over volume %s: %w", name, err)
 	}
 	return v, nil
@@ -243,11 +242,7 @@ func (c *Client) Resume(ctx context.Context, name string) error {
 // of it is in the replicas' reports, with the ID that is returned.
 func (c *Client) Check(ctx context.Context, name string, scrub bool) (id uint64, err error) {
 	var made CheckOrder
-	ctx, cancel := context.WithTimeout(ctx, c.opt.CallTimeout)
-	defer cancel()
-	path := "/v1/volumes/" + url.PathEscape(name) + "/check"
-	err = c.do(ctx, c.calls, call{method: http.MethodPost, path: path, in: CheckOrder{Scrub: scrub}, out: &made, patience: answerTimeout})
-	if err != nil {
+	if err := c.operate(ctx, name, "check", CheckOrder{Scrub: scrub}, &made, 0); err != nil {
 		return 0, fmt.Errorf("check volume %s: %w", name, err)
 	}
 	return made.ID, nil
@@ -257,8 +252,7 @@ func (c *Client) Check(ctx context.Context, name string, scrub bool) (id uint64,
 // the view's DataLossGen records that.
 func (c *Client) Force(ctx context.Context, name string, node NodeID, reason string) (View, error) {
 	var v View
-	err := c.operate(ctx, name, "force", operatorRequest{Node: node, Reason: reason}, &v, 0)
-	if err != nil {
+	if err := c.operate(ctx, name, "force", operatorRequest{Node: node, Reason: reason}, &v, 0); err != nil {
 		return View{}, fmt.Errorf("force volume %s: %w", name, err)
 	}
 	return v, nil
@@ -268,13 +262,14 @@ func (c *Client) Force(ctx context.Context, name string, node NodeID, reason str
 // who has it.
 func (c *Client) Claim(ctx context.Context, name string, change ClaimChange) (Claim, error) {
 	var claim Claim
-	if err := c.call(ctx, http.MethodPost, "/v1/volumes/"+url.PathEscape(name)+"/claim", change, &claim); err != nil {
+	if err := c.operate(ctx, name, "claim", change, &claim, 0); err != nil {
 		return Claim{}, fmt.Errorf("%s volume %s: %w", change.Act, name, err)
 	}
 	return claim, nil
 }
 
-func (c *Client) operate(ctx context.Context, name, verb string, in operatorRequest, out any, hold time.Duration) error {
+// operate asks for something to be done to a volume. The service may hold the answer back for so long.
+func (c *Client) operate(ctx context.Context, name, verb string, in, out any, hold time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, hold+c.opt.CallTimeout)
 	defer cancel()
 	path := "/v1/volumes/" + url.PathEscape(name) + "/" + verb

@@ -151,8 +151,11 @@ func (c *Client) ask(ctx context.Context, hc *http.Client, server string, req ca
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReplyBytes+1))
-	if err != nil || len(data) > maxReplyBytes {
-		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off or larger than %d bytes: %w", server, maxReplyBytes, err), given: true}
+	if err != nil {
+		return &tryNextError{err: fmt.Errorf("view server %s: reply cut off: %w", server, err), given: true}
+	}
+	if len(data) > maxReplyBytes {
+		return &tryNextError{err: fmt.Errorf("view server %s: reply larger than %d bytes", server, maxReplyBytes), given: true}
 	}
 	if resp.StatusCode == http.StatusOK {
 		if req.out == nil {

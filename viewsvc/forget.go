@@ -61,14 +61,7 @@ func (m *Monitor) forgotten(id NodeID) {
 }
 
 func (s *Server) handleForget(r *http.Request, _ none) (none, error) {
-	var cmd Command
-	err := s.withMonitor(func(m *Monitor) (err error) {
-		cmd, err = m.PlanForget(NodeID(r.PathValue("id")))
-		return err
-	})
-	if err == nil {
-		_, err = s.commitNow(cmd)
-	}
+	_, err := s.carryOut(func(m *Monitor) (Command, error) { return m.PlanForget(NodeID(r.PathValue("id"))) })
 	return none{}, err
 }
 

@@ -213,19 +213,18 @@ func (m *Monitor) backoff(failures int) uint64 {
 }
 
 // command asks for a change of the replicated state, unless one for the same purpose is under way or failed
-// just now. It tells whether it did.
-func (m *Monitor) command(key string, c Command) bool {
+// just now.
+func (m *Monitor) command(key string, c Command) {
 	w := m.commands[key]
 	if w == nil {
 		w = &commandWatch{}
 		m.commands[key] = w
 	}
 	if w.underWay || m.now < w.notBefore {
-		return false
+		return
 	}
 	w.underWay = true
 	m.out.Commands = append(m.out.Commands, KeyedCommand{Key: key, Command: c})
-	return true
 }
 
 func (m *Monitor) event(e Event) { m.out.Events = append(m.out.Events, e) }
