@@ -97,9 +97,8 @@ func TestWatchReturnsWithNews(t *testing.T) {
 }
 
 func TestForceIsRecordedAsDataLoss(t *testing.T) {
-	_, c, nodes, before := startCluster(t)
+	_, c, _, before := startCluster(t)
 	backup := nodeOf(before, before.View.Backups[0])
-	nodes[backup].kill()
 	v, err := c.Force(t.Context(), "vol0", backup, "the primary's machine burnt")
 	if err != nil {
 		t.Fatal(err)

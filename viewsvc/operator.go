@@ -79,6 +79,8 @@ func (m *Monitor) PlanForce(name string, node NodeID, reason string) (Command, e
 	switch {
 	case !ok:
 		return Command{}, fmt.Errorf("%w: node %s has not told of its copy of volume %s yet; start it, and try again", ErrInvalid, node, name)
+	case m.life(node) == lifeDead: // it may have another disk when it comes back, and no other member would be left
+		return Command{}, fmt.Errorf("%w: node %s is down, and may not have its copy of volume %s any more; start it, and try again", ErrInvalid, node, name)
 	case rep.Copying && !v.View.Has(a.Replica):
 		return Command{}, fmt.Errorf("%w: the copy of volume %s on node %s is unfinished, neither the old nor the new content: it cannot be "+
 			"primary; what there is of it can be read from data.img in its directory", ErrInvalid, name, node)

@@ -53,3 +53,16 @@ func TestHeldPrimaryIsResumedOnceByAnOperator(t *testing.T) {
 		t.Error("the order outlives its purpose: it would release the next hold")
 	}
 }
+
+// The only member of the next view would be a copy that may be gone: its disk may be replaced while its node is down.
+func TestACopyOnADeadNodeIsNotForced(t *testing.T) {
+	r := pair(t)
+	delete(r.nodes, "n2")
+	r.ticks(testOptions.TDead + 1)
+	if _, err := r.m.PlanForce("vol0", "n2", ""); !errors.Is(err, ErrInvalid) {
+		t.Errorf("force to a dead node: %v", err)
+	}
+	if _, err := r.m.PlanForce("vol0", "n1", ""); err != nil {
+		t.Errorf("force to a living one: %v", err)
+	}
+}

@@ -104,6 +104,9 @@ func (k *client) work() {
 func (k *client) invent() *op {
 	c, w := k.g.c, k.g.c.w
 	run := c.runs[w.rng.IntN(len(c.runs))]
+	for run[0]+run[1] > k.s.size { // the disk has grown since the client came
+		run = c.runs[w.rng.IntN(len(c.runs))]
+	}
 	o := &op{client: k.no}
 	lo, n := run[0]*blockSectors, run[1]*blockSectors
 	if w.one(4) { // parts of blocks

@@ -366,6 +366,10 @@ func (c *cluster) finalReads() {
 	if w.bad != "" {
 		return
 	}
+	if s := c.clients[0].s; s != nil && s.size < c.blocks() {
+		s.close() // it comes back to a larger disk
+		c.clients[0].s = nil
+	}
 	for c.clients[0].s == nil && w.bad == "" { // it has just hung up
 		w.run(w.now+20*time.Millisecond, nil)
 	}

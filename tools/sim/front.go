@@ -13,7 +13,10 @@ type (
 		client int
 		id     blockdev.SessionID
 	}
-	attached struct{ err error }
+	attached struct {
+		err  error
+		size uint64 // blocks
+	}
 	ask      struct{ reqs []wireReq }
 	answer   struct {
 		tag  uint64
@@ -42,8 +45,9 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 		return
 	}
 	c := &front{m: m, p: p, e: e, no: hello.client}
-	s, err := m.replica.Attach(nobody, hello.id, c)
-	e.post(attached{err})
+	r := m.replica
+	s, err := r.Attach(nobody, hello.id, c)
+	e.post(attached{err, r.Geometry().Size / blockdev.BlockSize})
 	if err != nil {
 		return
 	}

@@ -41,6 +41,7 @@ type session struct {
 	numbers    string
 	generation uint64
 	no         int
+	size       uint64 // of the disk, in blocks, as the client was told when it came
 	lane       gateway.Lane
 	asked      []*op     // by the client, and not answered
 	e          *endpoint // nil: not connected
@@ -82,7 +83,7 @@ func (g *gatewayProc) kill() {
 func (g *gatewayProc) attach(k *client) *session {
 	k.lives++
 	g.c.sessions++
-	s := &session{g: g, k: k, no: g.c.sessions}
+	s := &session{g: g, k: k, no: g.c.sessions, size: g.c.blocks()}
 	if !g.direct {
 		s.name = fmt.Sprintf("c%d.%d", k.no, k.lives)
 		s.numbers = s.name
@@ -178,7 +179,7 @@ func (s *session) connect() *endpoint {
 	e.post(attachMsg{s.no, id})
 	e.deadline = w.now + clientTimeout
 	m, err := e.recv()
-	if err != nil || m.(attached).err != nil {
+	if err != nil || m.(attached).err != nil || m.(attached).size < s.size {
 		e.Close()
 		return nil
 	}
