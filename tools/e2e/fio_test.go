@@ -28,7 +28,13 @@ type job struct {
 // begin starts a tool; it ends with the test at the latest.
 func begin(t *testing.T, name string, args ...string) *job {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	return beginFor(t, commandLimit, name, args...)
+}
+
+// beginFor starts a tool that ends after a while, or with the test.
+func beginFor(t *testing.T, limit time.Duration, name string, args ...string) *job {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	j := &job{t: t, name: name, done: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = t.TempDir() // fio leaves files where it is started

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"lockstep/tools/e2e/cluster"
 )
@@ -25,6 +26,9 @@ type mounted struct {
 	fuse, loop string // where nbdfuse is mounted, the block device
 	dir        string // where ext4 is mounted, or ""
 }
+
+// serving is longer than any test uses a file system, beside the time that a soak goes on.
+const serving = 15 * time.Minute
 
 // attach makes a block device of an export, from a byte on. Whatever is left of it goes with the test.
 func attach(t *testing.T, uri string, from int64) *mounted {
@@ -40,7 +44,7 @@ func attach(t *testing.T, uri string, from int64) *mounted {
 	}
 	m := &mounted{t: t, fuse: t.TempDir()}
 	file := filepath.Join(m.fuse, "disk")
-	job := begin(t, "nbdfuse", file, uri)
+	job := beginFor(t, *soak+serving, "nbdfuse", file, uri)
 	t.Cleanup(m.detach) // before job's: nbdfuse ends by itself when it is unmounted
 	must(t, cluster.Await(t.Context(), serveLimit, "nbdfuse", func() error {
 		if !job.running() {
@@ -218,6 +222,11 @@ func (fs *fileSystem) goesOn(n int) {
 	fs.t.Helper()
 	n += fs.f.size()
 	must(fs.t, cluster.Await(fs.t.Context(), serveLimit, "more files", func() error {
+		select {
+		case err := <-fs.writers:
+			fs.t.Fatalf("a writer of files ended: %v", err)
+		default:
+		}
 		if have := fs.f.size(); have < n {
 			return fmt.Errorf("%d, want %d", have, n)
 		}
