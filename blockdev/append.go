@@ -44,7 +44,19 @@ func (s *Store) appendError(err error) error {
 	case errors.Is(err, wal.ErrNotNext), errors.As(err, &large):
 		return err
 	}
-	return s.poison(err)
+	return s.logFailed(err)
+}
+
+// logFailed poisons the store after an error of its log. A sync that failed may have taken along what was written and not
+// synced, and no later one says so: that the machine still runs proves nothing to the next process then (SameBoot). If the
+// meta file cannot be written either, that stays unsaid.
+func (s *Store) logFailed(err error) error {
+	first := s.Err() == nil
+	err = s.poison(err)
+	if first {
+		_ = s.meta.save(func(m *meta) { m.BootID = "" })
+	}
+	return err
 }
 
 // check refuses a frame that a broken writer made: epochs that go back, records past the volume's end.
@@ -82,7 +94,7 @@ func (s *Store) Sync() error {
 		return nil
 	}
 	if _, err := s.log.Sync(); err != nil {
-		return s.poison(err)
+		return s.logFailed(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +189,7 @@ func (s *Store) Cut(l wal.LSN) error {
 	s.epochs = slices.Clone(s.epochs.upTo(l))
 	s.mu.Unlock()
 	if err := s.log.Cut(l); err != nil {
-		return s.poison(err)
+		return s.logFailed(err)
 	}
 	s.endPos.Store(uint64(s.log.EndPos()))
 	return nil

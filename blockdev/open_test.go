@@ -327,6 +327,37 @@ func TestStateSurvivesReopen(t *testing.T) {
 	r.check(r.s.Close())
 }
 
+// A sync that fails may take along what was written: that the machine still runs is no proof that nothing was lost.
+func TestAFailedSyncIsRememberedByTheNextProcess(t *testing.T) {
+	m := memfs.New()
+	r := newRig(t, m, "r", StoreOptions{Manual: true})
+	r.put(write(0, 1))
+	r.append(write(1, 1))
+	failed := false
+	m.Inject(func(op memfs.Op) (e memfs.Effect) {
+		if op.Kind == "sync" && !failed {
+			e.Err, failed = syscall.EIO, true
+		}
+		return e
+	})
+	if err := r.s.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	r.check(r.s.Abandon())
+	m.Restart()
+	r.open()
+	if r.s.SameBoot() || r.s.Marks().End != 1 {
+		t.Errorf("the log ends at %d, and the boot is the same: %v", r.s.Marks().End, r.s.SameBoot())
+	}
+	r.check(r.s.Abandon())
+	m.Restart()
+	r.open()
+	if !r.s.SameBoot() {
+		t.Error("a run without an error is not trusted")
+	}
+	r.check(r.s.Close())
+}
+
 func TestRefusalsChangeNothing(t *testing.T) {
 	r := osRig(t, StoreOptions{Manual: true})
 	r.epoch = 5

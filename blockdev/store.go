@@ -131,8 +131,8 @@ func (s *Store) Incarnation() uint64 { return s.meta.get().Incarnation }
 // CleanStart tells that the store was closed, not crashed, before it was opened.
 func (s *Store) CleanStart() bool { return s.clean }
 
-// SameBoot tells that the machine did not restart between the last run and this one: what was written then, synced
-// or not, was not lost.
+// SameBoot tells that the machine did not restart between the last run and this one, in which no write or sync of the log
+// failed: what was written then, synced or not, was not lost.
 func (s *Store) SameBoot() bool { return s.sameBoot }
 
 // Protocol is what SaveProtocol stored last; nil after Format. Not to be changed.
