@@ -90,8 +90,8 @@
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
 //     until such a view is received. A member whose disk and log are full ends its stream and says so to the view service,
-//     and to who dials; a primary that is full is replaced by a member with room, and where nobody has any, its clients
-//     get ENOSPC after a second, until there is space (full.go). A member that went though its connection stood has a trial before it joins again: as
+//     and to who dials; a primary that is full is replaced by a member with room, and one that is alone in its view
+//     gives its clients ENOSPC after a second, until there is space (full.go). A member that went though its connection stood has a trial before it joins again: as
 //     a learner it has to keep pace, within half a second, for 3 s the first time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.

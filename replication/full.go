@@ -24,8 +24,10 @@ const fullText = "its disk is full; free some space, and it goes on by itself"
 
 var errFull = errors.New("replication: this replica takes no frames: " + fullText)
 
-// refusesWrites tells whether a write need not be queued, with mu held.
-func (r *Replica) refusesWrites() bool { return r.full >= fullTicks }
+// refusesWrites tells whether a write need not be queued, with mu held. While there is another member this replica may have
+// been replaced without having heard of it, by one with room: a client is not to be told of an end that is none. A member
+// that is full as well leaves the view.
+func (r *Replica) refusesWrites() bool { return r.full >= fullTicks && r.core.alone() }
 
 func (s *session) refuseFull(q *blockdev.Request, a *after) {
 	q.Err = fmt.Errorf("volume %s: %w", s.r.hard.Volume.Name, blockdev.ErrNoSpace)
@@ -38,7 +40,7 @@ func (r *Replica) tickFull(a *after) {
 		r.full = 0
 		return
 	}
-	if r.full++; r.full < fullTicks {
+	if r.full++; !r.refusesWrites() {
 		return
 	}
 	for _, q := range r.queue {

@@ -178,3 +178,32 @@ func TestBackupWithAMuchSmallerLogKeepsUp(t *testing.T) {
 		g.open(2)
 	})
 }
+
+// A primary that is cut off cannot know whether another has room, and has taken over: an error would be the end of a file
+// system that could go on there.
+func TestCutOffPrimaryWithAFullDiskAnswersNothing(t *testing.T) {
+	bubble(t, 2, groupOptions{size: 16 << 20, logBytes: 2 << 20, segBytes: 256 << 10}, func(g *group, n *memNet) {
+		p := g.open(2)
+		c := g.attachTo(p)
+		g.full("a", true)
+		for i := range 100 { // the log has room for them
+			g.mustComplete(c, writeVersion(i, 1))
+		}
+		defer g.pin()()
+		n.isolate("a", true)
+		g.deafen("a", true)
+		for i := range 300 {
+			c.s.Submit([]*blockdev.Request{writeVersion(i, 2)})
+			time.Sleep(time.Millisecond) // each in a frame of its own
+		}
+		if o := c.outcome(10 * time.Second); o != stillWaits {
+			t.Errorf("a write to a full primary that is cut off %s", o)
+		}
+		if !p.Report().Full {
+			t.Error("it is not full")
+		}
+		g.full("a", false)
+		n.isolate("a", false)
+		g.deafen("a", false)
+	})
+}
