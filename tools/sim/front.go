@@ -17,8 +17,8 @@ type (
 		err  error
 		size uint64 // blocks
 	}
-	ask      struct{ reqs []wireReq }
-	answer   struct {
+	ask    struct{ reqs []wireReq }
+	answer struct {
 		tag  uint64
 		err  error
 		data []byte
