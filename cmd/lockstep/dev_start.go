@@ -19,6 +19,8 @@ const (
 	// devCopiesPatience is how long dev waits for all copies after the volume serves. A backup that was away for long
 	// needs longer; one can write meanwhile.
 	devCopiesPatience = 15 * time.Second
+	// devSilence is how long dev waits before it says for what, and before it says so again, of something else.
+	devSilence = 5 * time.Second
 	// devProbePatience is how long the gateway may take to answer a client that dev plays.
 	devProbePatience = 2 * time.Second
 )
@@ -123,6 +125,7 @@ func (c *devCluster) awaitVolume(ctx context.Context, o devOptions, waitingFor *
 		return err
 	}
 	toldHeld, serves := false, time.Time{}
+	told, silent := "", time.Now()
 	for {
 		limit, cancel := context.WithTimeout(ctx, devStartPatience)
 		held := false
@@ -138,6 +141,10 @@ func (c *devCluster) awaitVolume(ctx context.Context, o devOptions, waitingFor *
 			}
 			*waitingFor = verdictLine(newVolumeReport(vs))
 			if v.state == stateUnavailable {
+				if *waitingFor != told && time.Since(silent) > devSilence {
+					told, silent = *waitingFor, time.Now()
+					fmt.Fprintf(c.say, "waiting: %s\n", told)
+				}
 				return false
 			}
 			if serves.IsZero() {
