@@ -29,7 +29,7 @@ type attachOptions struct {
 	deadTimeout, timeout       time.Duration
 	driver                     string
 	fuse                       string
-	tls                        *nbd.TLSOptions
+	tls                        nbd.TLSOptions
 	dir                        attachDir
 }
 
@@ -72,7 +72,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 	flags.BoolVar(&daemon, "daemon", false, "go to the background when the device is there")
 	flags.BoolVar(&list, "list", false, "list what is attached on this machine")
 	flags.BoolVar(&asJSON, "json", false, "with --list: as JSON")
-	o.tls = primaryTLSFlags(cmd)
+	primaryTLSFlags(cmd, &o.tls)
 	servers := viewFlag(cmd, env)
 	logger := roleFlags(cmd)
 
@@ -94,7 +94,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 		if list {
 			return listAttached(env.stdout, o.dir, asJSON)
 		}
-		if err := errors.Join(o.setArgs(args), checkTLS(cmd, "primary-tls", o.tls)); err != nil {
+		if err := errors.Join(o.setArgs(args), checkTLS(cmd, "primary-tls", &o.tls)); err != nil {
 			return err
 		}
 		if o.view, err = servers(defaultView()); err != nil {
@@ -199,7 +199,7 @@ func (o *attachOptions) open(ctx context.Context, a *attachment, g gateway.Optio
 	if err := o.dir.save(a); err != nil {
 		return nil, fmt.Errorf("note the attachment: %w", err)
 	}
-	g.View, g.Timeout, g.PrimaryTLS = o.view, o.timeout, *o.tls
+	g.View, g.Timeout, g.PrimaryTLS = o.view, o.timeout, o.tls
 	if g.Listen != "" && !o.shared {
 		g.Attach = o.as(a)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -16,15 +15,9 @@ import (
 
 func newGateway(env *environment) *cobra.Command {
 	var (
-		listen  = clientExport("")
-		timeout time.Duration
-		clients int
-		readers []string
-		readAll bool
-		attach  gateway.AttachOptions
-
-		perVolume int
-		mode      = modeFlag(nbd.DefaultSocketMode)
+		opts   gateway.Options
+		listen = clientExport("")
+		mode   = modeFlag(nbd.DefaultSocketMode)
 	)
 	cmd := &cobra.Command{
 		Use:   "gateway --view HOST:PORT[,...] --listen HOST:PORT|unix:/PATH",
@@ -40,77 +33,79 @@ is free; when the gateway dies, it stays taken until the same --session, or some
 	}
 	flags := cmd.Flags()
 	flags.Var(listen, "listen", "where clients connect")
-	flags.DurationVar(&timeout, "timeout", 0, `how long a request may wait for a primary before it fails with an I/O error;
+	flags.DurationVar(&opts.Timeout, "timeout", 0, `how long a request may wait for a primary before it fails with an I/O error;
 0 waits for ever, which is what file systems want`)
-	flags.IntVar(&clients, "max-clients", gateway.DefaultMaxClients, "connections in all")
-	flags.BoolVar(&readAll, "read-only", false, "let clients read only")
-	flags.StringSliceVar(&readers, "read-only-volume", nil, "let clients of this volume read only; may be given again")
-	flags.IntVar(&perVolume, "max-clients-per-volume", 0, "connections to one volume; 0 is no limit of its own")
+	flags.IntVar(&opts.MaxClients, "max-clients", gateway.DefaultMaxClients, "connections in all")
+	flags.BoolVar(&opts.ReadOnly, "read-only", false, "let clients read only")
+	flags.StringSliceVar(&opts.ReadOnlyVolumes, "read-only-volume", nil, "let clients of this volume read only; may be given again")
+	flags.IntVar(&opts.MaxClientsPerVolume, "max-clients-per-volume", 0, "connections to one volume; 0 is no limit of its own")
 	flags.Var(&mode, "socket-mode", "who may connect to a unix socket, in octal")
-	encrypt, primaryEncrypt := serverTLSFlags(cmd), primaryTLSFlags(cmd)
-	flags.BoolVar(&attach.Exclusive, "exclusive", false, "each client has its volume for itself")
-	flags.BoolVar(&attach.TakeOver, "take-over", false, "with --exclusive: end who has the volume, for good; once for each volume")
-	flags.StringVar(&attach.Session, "session", "", `with --exclusive: a name for this gateway that no other has, under which it gets
+	serverTLSFlags(cmd, &opts.TLS)
+	primaryTLSFlags(cmd, &opts.PrimaryTLS)
+	flags.BoolVar(&opts.Attach.Exclusive, "exclusive", false, "each client has its volume for itself")
+	flags.BoolVar(&opts.Attach.TakeOver, "take-over", false, "with --exclusive: end who has the volume, for good; once for each volume")
+	flags.StringVar(&opts.Attach.Session, "session", "", `with --exclusive: a name for this gateway that no other has, under which it gets
 its volumes back after it died (default: a new one at each start)`)
 	servers := viewFlag(cmd, env)
 	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
 
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if err := required(cmd, "listen"); err != nil {
 			return err
 		}
-		if clients < 1 {
-			return usagef("gateway: --max-clients %d: at least 1", clients)
-		}
-		if perVolume < 0 {
-			return usagef("gateway: --max-clients-per-volume %d: at least 1, or 0 for as many as --max-clients", perVolume)
-		}
-		if timeout < 0 {
-			return usagef("gateway: --timeout %v: 0 waits for ever", timeout)
-		}
-		for _, name := range readers {
-			if err := checkVolumeName(name); err != nil {
-				return usagef("gateway: --read-only-volume: %w", err)
-			}
-		}
-		if err := errors.Join(checkTLS(cmd, "tls", encrypt), checkTLS(cmd, "primary-tls", primaryEncrypt)); err != nil {
+		opts.Listen, opts.SocketMode = listen.value, fs.FileMode(mode)
+		if err := checkGateway(cmd, &opts); err != nil {
 			return err
 		}
-		if (attach.TakeOver || attach.Session != "") && !attach.Exclusive {
-			return usagef("gateway: --take-over and --session go with --exclusive")
-		}
-		if attach.Session != "" {
-			if err := exportname.CheckSession(attach.Session); err != nil {
-				return usagef("gateway: --session: %w", err)
-			}
-		}
-		view, err := servers("")
-		if err != nil {
+		if opts.View, err = servers(""); err != nil {
 			return err
 		}
 		log, err := logger()
 		if err != nil {
 			return err
 		}
-		return serve(log, "gateway", func() (running, error) {
-			// A listener that fails ends the gateway: there would be no new clients.
-			stopped := make(chan error, 1)
-			g, err := gateway.Start(cmd.Context(), gateway.Options{
-				View: view, Listen: listen.value, MaxClients: clients, Timeout: timeout,
-				ReadOnly: readAll, ReadOnlyVolumes: readers, Attach: attach,
-				MaxClientsPerVolume: perVolume, SocketMode: fs.FileMode(mode), TLS: *encrypt, PrimaryTLS: *primaryEncrypt,
-				OnEvent: countGatewayEvents(numbers, logGatewayEvents(log, stopped)),
-			})
-			if err != nil {
-				return running{}, err
-			}
-			go warnUnreachable(view, log)
-			return numbers.start(running{close: g.Close, failed: stopped}, func() error { return nil },
-				func(e emit) { e.nbd(g.Server().Stats(), g.Server().ExportStats()) })
-		})
+		return serve(log, "gateway", func() (running, error) { return startGateway(cmd.Context(), opts, numbers, log) })
 	}
 	return cmd
+}
+
+// checkGateway finds what is wrong with the values of a gateway's flags, and with flags together.
+func checkGateway(cmd *cobra.Command, o *gateway.Options) error {
+	switch {
+	case o.MaxClients < 1:
+		return usagef("gateway: --max-clients %d: at least 1", o.MaxClients)
+	case o.MaxClientsPerVolume < 0:
+		return usagef("gateway: --max-clients-per-volume %d: at least 1, or 0 for as many as --max-clients", o.MaxClientsPerVolume)
+	case o.Timeout < 0:
+		return usagef("gateway: --timeout %v: 0 waits for ever", o.Timeout)
+	case (o.Attach.TakeOver || o.Attach.Session != "") && !o.Attach.Exclusive:
+		return usagef("gateway: --take-over and --session go with --exclusive")
+	}
+	for _, name := range o.ReadOnlyVolumes {
+		if err := checkVolumeName(name); err != nil {
+			return usagef("gateway: --read-only-volume: %w", err)
+		}
+	}
+	if o.Attach.Session != "" {
+		if err := exportname.CheckSession(o.Attach.Session); err != nil {
+			return usagef("gateway: --session: %w", err)
+		}
+	}
+	return errors.Join(checkTLS(cmd, "tls", &o.TLS), checkTLS(cmd, "primary-tls", &o.PrimaryTLS))
+}
+
+func startGateway(ctx context.Context, o gateway.Options, numbers *metrics, log zerolog.Logger) (running, error) {
+	// A listener that fails ends the gateway: there would be no new clients.
+	stopped := make(chan error, 1)
+	o.OnEvent = countGatewayEvents(numbers, logGatewayEvents(log, stopped))
+	g, err := gateway.Start(ctx, o)
+	if err != nil {
+		return running{}, err
+	}
+	go warnUnreachable(o.View, log)
+	return numbers.start(running{close: g.Close, failed: stopped}, func() error { return nil },
+		func(e emit) { e.nbd(g.Server().Stats(), g.Server().ExportStats()) })
 }
 
 // warnUnreachable looks for the view service once: a gateway needs it for clients only, and would keep a wrong --view to

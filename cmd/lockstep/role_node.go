@@ -33,11 +33,13 @@ func (f *readsFlag) Set(s string) error {
 
 func newNode(env *environment) *cobra.Command {
 	var (
-		id      nameFlag
-		data    string
-		listen  = memberAddress()
-		export  = memberAddress()
-		logSize = sizeFlag(1 << 30)
+		opts        replication.NodeOptions
+		id          nameFlag
+		listen      = memberAddress()
+		export      = memberAddress()
+		logSize     = sizeFlag(1 << 30)
+		recruitRate sizeFlag
+		reads       = readsFlag(replication.ReadAuto)
 	)
 	cmd := &cobra.Command{
 		Use:   "node --id n1 --data DIR --listen HOST:PORT --nbd HOST:PORT --view HOST:PORT[,...]",
@@ -48,31 +50,30 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 	}
 	flags := cmd.Flags()
 	flags.Var(&id, "id", "name of this node, unique in the cluster")
-	flags.StringVar(&data, "data", "", "directory for its replicas; made if it is missing")
+	flags.StringVar(&opts.Dir, "data", "", "directory for its replicas; made if it is missing")
 	flags.Var(listen, "listen", "where other nodes reach it")
 	flags.Var(export, "nbd", "where gateways reach it")
 	flags.Var(&logSize, "log-size", "size of the log of each replica that is made from now on")
-	encrypt := serverTLSFlags(cmd)
-	recruitRate := sizeFlag(0)
+	serverTLSFlags(cmd, &opts.NBDTLS)
 	flags.Var(&recruitRate, "recruit-rate", "bytes per second to a replica that is brought up to date, instead of as many as clients do not notice")
-	reads := readsFlag(replication.ReadAuto)
 	flags.Var(&reads, "reads", "how reads are kept from being stale: auto, or confirm where clocks cannot be trusted")
 	servers := viewFlag(cmd, env)
 	numbers := metricsFlag(cmd)
 	logger := roleFlags(cmd)
 
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if err := required(cmd, "id", "data", "listen", "nbd"); err != nil {
 			return err
 		}
 		if logSize < logSizeMin || logSize > logSizeMax {
 			return usagef("node: --log-size %s: from %s to %s", formatSize(uint64(logSize)), formatSize(logSizeMin), formatSize(logSizeMax))
 		}
-		if err := checkTLS(cmd, "tls", encrypt); err != nil {
+		if err := checkTLS(cmd, "tls", &opts.NBDTLS); err != nil {
 			return err
 		}
-		view, err := servers("")
-		if err != nil {
+		opts.ID, opts.Listen, opts.NBD = viewsvc.NodeID(id), listen.value, export.value
+		opts.LogBytes, opts.RecruitRate, opts.Reads = int64(logSize), int64(recruitRate), replication.ReadMode(reads)
+		if opts.View, err = servers(""); err != nil {
 			return err
 		}
 		log, err := logger()
@@ -80,28 +81,27 @@ volumes to hold. On SIGTERM it says goodbye, and its volumes move at once.`,
 			return err
 		}
 		setProcs(env)
-		return serve(log, "node", func() (running, error) {
-			if err := prepareData(data); err != nil {
-				return running{}, err
-			}
-			node, err := replication.StartNode(replication.NodeOptions{
-				ID: viewsvc.NodeID(id), Dir: data, Listen: listen.value, NBD: export.value, View: view,
-				LogBytes: int64(logSize), Reads: replication.ReadMode(reads), RecruitRate: int64(recruitRate),
-				OnEvent: countNodeEvents(numbers, logNodeEvents(log, view)), OnNBD: logNBDEvents(log), NBDTLS: *encrypt,
-			})
-			if err != nil {
-				return running{}, err
-			}
-			failed := make(chan error, 1)
-			go func() { // ends with the node
-				<-node.Done()
-				failed <- node.Err()
-			}()
-			return numbers.start(running{close: node.Close, failed: failed}, func() error { return nodeHealth(node.Stats()) },
-				func(e emit) { e.node(node.Stats()) })
-		})
+		return serve(log, "node", func() (running, error) { return startNode(opts, numbers, log) })
 	}
 	return cmd
+}
+
+func startNode(o replication.NodeOptions, numbers *metrics, log zerolog.Logger) (running, error) {
+	if err := prepareData(o.Dir); err != nil {
+		return running{}, err
+	}
+	o.OnEvent, o.OnNBD = countNodeEvents(numbers, logNodeEvents(log, o.View)), logNBDEvents(log)
+	node, err := replication.StartNode(o)
+	if err != nil {
+		return running{}, err
+	}
+	failed := make(chan error, 1)
+	go func() { // ends with the node
+		<-node.Done()
+		failed <- node.Err()
+	}()
+	return numbers.start(running{close: node.Close, failed: failed}, func() error { return nodeHealth(node.Stats()) },
+		func(e emit) { e.node(node.Stats()) })
 }
 
 // countNodeEvents also counts what becomes of the storage.
