@@ -129,6 +129,28 @@ type devCluster struct {
 	expected map[*child]bool // children that were told to end
 }
 
+func newDevCluster(env *environment, dir *devDir, layout devLayout) (*devCluster, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("dev: %w", err)
+	}
+	client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: []string{layout.View}})
+	if err != nil {
+		return nil, fmt.Errorf("dev: %w", err)
+	}
+	return &devCluster{
+		dir: dir, layout: layout, exe: exe, say: env.stderr, spawn: newSpawner(), client: client,
+		failed: make(chan error, 1), children: map[string]*child{}, expected: map[*child]bool{},
+	}, nil
+}
+
+// close ends the children, and what they were started with.
+func (c *devCluster) close() {
+	c.stop()
+	c.spawn.Close()
+	c.client.Close()
+}
+
 // runDev is the life of a dev process: reserve, start, be ready, wait, stop.
 func runDev(ctx context.Context, env *environment, o devOptions) (err error) {
 	ctx, stop := interruptible(ctx)
@@ -143,44 +165,17 @@ func runDev(ctx context.Context, env *environment, o devOptions) (err error) {
 		return err
 	}
 	defer dir.Close()
-	layout, old, err := dir.load()
-	if err != nil {
-		return err
-	}
-	if !old || o.given("listen") {
-		layout.Listen = o.listen.value
-	}
-	if old && !o.given("nodes") {
-		o.nodes = len(layout.Nodes)
-	}
-	if o.nodes < len(layout.Nodes) {
-		return withHint(fmt.Errorf("dev: %s has %d nodes, --nodes %d would leave copies behind", path, len(layout.Nodes), o.nodes),
-			"leave --nodes out, or choose another --dir")
-	}
-	ports, err := reserve(&layout, o.nodes)
+	layout, ports, old, err := dir.prepare(o)
 	if err != nil {
 		return err
 	}
 	defer ports.Close()
-	if err := dir.save(layout); err != nil {
+	o.nodes = len(layout.Nodes)
+	c, err := newDevCluster(env, dir, layout)
+	if err != nil {
 		return err
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("dev: %w", err)
-	}
-	client, err := viewsvc.NewClient(viewsvc.ClientOptions{Servers: []string{layout.View}})
-	if err != nil {
-		return fmt.Errorf("dev: %w", err)
-	}
-	defer client.Close()
-
-	c := &devCluster{
-		dir: dir, layout: layout, exe: exe, say: env.stderr, spawn: newSpawner(), client: client,
-		failed: make(chan error, 1), children: map[string]*child{}, expected: map[*child]bool{},
-	}
-	defer c.spawn.Close()
-	defer c.stop()
+	defer c.close()
 	if layout.View != devView {
 		fmt.Fprintf(env.stderr, "port %d is taken (%s), the view server listens at %s instead; elsewhere than here: export %s=%s\n",
 			devViewPort, listeningOn(devView), layout.View, viewVariable, layout.View)

@@ -96,8 +96,31 @@ func (d *devDir) Close() error { return d.lock.Close() }
 
 func (d *devDir) log(child string) string { return filepath.Join(d.path, devLogDir, child+".log") }
 
-// load reads the layout; a new directory has none.
-func (d *devDir) load() (layout devLayout, found bool, err error) { return readLayout(d.path) }
+// prepare reads the layout, or makes one in a new directory, with what the command line adds to it. It holds all ports, and
+// saves what it chose.
+func (d *devDir) prepare(o devOptions) (layout devLayout, ports *devPorts, old bool, err error) {
+	if layout, old, err = readLayout(d.path); err != nil {
+		return layout, nil, old, err
+	}
+	if !old || o.given("listen") {
+		layout.Listen = o.listen.value
+	}
+	nodes := o.nodes
+	if old && !o.given("nodes") {
+		nodes = len(layout.Nodes)
+	}
+	if nodes < len(layout.Nodes) {
+		return layout, nil, old, withHint(fmt.Errorf("dev: %s has %d nodes, --nodes %d would leave copies behind", d.path, len(layout.Nodes), nodes),
+			"leave --nodes out, or choose another --dir")
+	}
+	if ports, err = reserve(&layout, nodes); err != nil {
+		return layout, nil, old, err
+	}
+	if err = d.save(layout); err != nil {
+		ports.Close()
+	}
+	return layout, ports, old, err
+}
 
 func readLayout(dir string) (layout devLayout, found bool, err error) {
 	name := filepath.Join(dir, devLayoutFile)
