@@ -101,7 +101,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	for i, addr := range place.views {
 		id := viewID(i)
-		args := []string{"viewd", "--id", id, "--data", c.data(id), "--listen", addr}
+		args := []string{"viewd", "--id", id, "--data", c.DataDir(id), "--listen", addr}
 		for k, peer := range place.views {
 			if k != i {
 				args = append(args, "--peer", viewID(k)+"="+peer)
@@ -114,7 +114,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	for i := range o.Nodes {
 		id := nodeID(i)
 		c.peer[id], c.nbd[id] = place.nodes[i][0], place.nodes[i][1]
-		args := []string{"node", "--id", id, "--data", c.data(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", o.ViewOf(id, c.View)}
+		args := []string{"node", "--id", id, "--data", c.DataDir(id), "--listen", c.peer[id], "--nbd", c.nbd[id], "--view", o.ViewOf(id, c.View)}
 		c.nodes[id] = process(id, append(args, o.NodeArgs...)...)
 	}
 	if err := c.boot(ctx); err != nil {
@@ -193,30 +193,11 @@ func (c *Cluster) boot(ctx context.Context) error {
 	return c.AwaitSafe(ctx)
 }
 
-// data is the data directory of a role.
-func (c *Cluster) data(role string) string { return filepath.Join(c.o.Dir, role) }
-
 // DataDir is the data directory of a role: v1, n1, n2 …
-func (c *Cluster) DataDir(role string) string { return c.data(role) }
+func (c *Cluster) DataDir(role string) string { return filepath.Join(c.o.Dir, role) }
 
 // Volume is the volume's name.
 func (c *Cluster) Volume() string { return c.o.Volume }
-
-// Leader is the view server that leads.
-func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
-	s, _, err := c.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range s.Viewd {
-		for _, p := range c.viewds {
-			if v.Leader && v.ID == p.Name {
-				return p, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("cluster: no view server leads in %+v", s.Viewd)
-}
 
 // Lab is the network that the cluster is on; nil if that is the loopback interface.
 func (c *Cluster) Lab() *Lab { return c.o.Lab }
@@ -301,75 +282,6 @@ func (c *Cluster) StopAll() error {
 	return errors.Join(errs...)
 }
 
-// Command runs an operator's command against this cluster, beside the gateway, which no test cuts off from the view servers.
-func (c *Cluster) Command(ctx context.Context, args ...string) (Result, error) {
-	line := c.o.onHost("gateway", append([]string{c.o.Binary}, append(args, "--view", c.View)...)...)
-	return Command(ctx, line[0], line[1:]...)
-}
-
-// Status asks the view server.
-func (c *Cluster) Status(ctx context.Context) (Status, int, error) {
-	return statusOf(func(args ...string) (Result, error) { return c.Command(ctx, args...) })
-}
-
-// Primary is the node that the present view names.
-func (c *Cluster) Primary(ctx context.Context) (string, error) {
-	s, _, err := c.Status(ctx)
-	if err != nil {
-		return "", err
-	}
-	if len(s.Volumes) != 1 || c.nodes[s.Volumes[0].View.Primary] == nil {
-		return "", fmt.Errorf("cluster: no primary in %+v", s)
-	}
-	return s.Volumes[0].View.Primary, nil
-}
-
-// Backup is a node that the present view names as a backup.
-func (c *Cluster) Backup(ctx context.Context) (string, error) {
-	s, _, err := c.Status(ctx)
-	if err != nil {
-		return "", err
-	}
-	if len(s.Volumes) != 1 || len(s.Volumes[0].View.Backups) == 0 {
-		return "", fmt.Errorf("cluster: no backup in %+v", s)
-	}
-	return s.Volumes[0].View.Backups[0], nil
-}
-
-// AwaitState waits until the volume is in one of the states.
-func (c *Cluster) AwaitState(ctx context.Context, limit time.Duration, states ...string) error {
-	return Await(ctx, limit, "volume "+strings.Join(states, " or "), func() error {
-		s, _, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if len(s.Volumes) != 1 || !slices.Contains(states, s.Volumes[0].State) {
-			return fmt.Errorf("it is %+v", s.Volumes)
-		}
-		return nil
-	})
-}
-
-// AwaitSafe waits until every copy is in the view and up to date, and the view servers know the processes that run now:
-// what they say before they have noticed that a node died, or started again, does not count.
-func (c *Cluster) AwaitSafe(ctx context.Context) error {
-	return Await(ctx, safeLimit, "volume safe", func() error {
-		s, _, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		for _, n := range s.Nodes {
-			if p := c.nodes[n.ID]; p != nil && p.Running() && (!n.Alive || n.PID != p.PID()) {
-				return fmt.Errorf("node %s has the pid %d; the view server knows %+v", n.ID, p.PID(), n)
-			}
-		}
-		if len(s.Volumes) != 1 || s.Volumes[0].State != "safe" {
-			return fmt.Errorf("it is %+v", s.Volumes)
-		}
-		return nil
-	})
-}
-
 // Logs are the tails of all logs.
 func (c *Cluster) Logs(n int) string {
 	var b strings.Builder
@@ -379,23 +291,11 @@ func (c *Cluster) Logs(n int) string {
 	return b.String()
 }
 
-// Verify lets `lockstep wal verify` look at a replica, by its image, whose node is stopped.
-func (c *Cluster) Verify(ctx context.Context, image string) error {
-	r, err := Command(ctx, c.o.Binary, "wal", "verify", filepath.Dir(image))
-	if err != nil {
-		return err
-	}
-	if r.Code != 0 {
-		return fmt.Errorf("cluster: the replica in %s is not sound: %s%s", filepath.Dir(image), r.Stdout, r.Stderr)
-	}
-	return nil
-}
-
 // Images are the data.img files of every replica, one per node.
 func (c *Cluster) Images() (map[string]string, error) {
 	images := make(map[string]string)
 	for _, id := range c.Nodes() {
-		err := filepath.WalkDir(c.data(id), func(path string, d os.DirEntry, err error) error {
+		err := filepath.WalkDir(c.DataDir(id), func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "data.img" {
 				if images[id] != "" {
 					return fmt.Errorf("two images: %s and %s", images[id], path)

@@ -3,7 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -83,12 +83,11 @@ func (d *Dev) findView() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cluster: dev: %w", err)
 	}
-	_, rest, ok := bytes.Cut(b, []byte(`"view"`))
-	field := bytes.SplitN(rest, []byte(`"`), 3)
-	if !ok || len(field) != 3 {
-		return "", errors.New("cluster: dev.json names no view server")
+	var layout struct{ View string }
+	if err := json.Unmarshal(b, &layout); err != nil || layout.View == "" {
+		return "", fmt.Errorf("cluster: dev.json names no view server: %q", b)
 	}
-	return string(field[1]), nil
+	return layout.View, nil
 }
 
 // Status asks dev's view server.
