@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -190,17 +191,19 @@ func TestConformanceOfOthers(t *testing.T) {
 		needTool(t, "qemu-nbd")
 		path := filepath.Join(t.TempDir(), "s")
 		startServer(t, path, "qemu-nbd", "--persistent", "--shared=0", "--export-name=disk", "--format=raw", "--discard=unmap",
-			"--description=sparse", "--socket="+path, emptyDisk(t))
+			"--description=sparse", "--socket="+path, emptyDisk(t, diskSize))
 		judge(t, &peer{addr: "unix:" + path, description: "sparse", failures: qemuFailures, tries: othersTries})
 	})
 	t.Run("nbd-server", func(t *testing.T) {
-		judge(t, &peer{addr: startNBDServer(t), failures: nbdServerFailures, tries: othersTries})
+		judge(t, &peer{addr: startNBDServer(t, diskSize), failures: nbdServerFailures, tries: othersTries})
 	})
 }
 
 // judge runs all cases.
 func judge(t *testing.T, p *peer) {
-	for _, c := range append(handshakeCases, transmissionCases...) {
+	cases, passed := slices.Concat(handshakeCases, transmissionCases), 0
+	defer func() { t.Logf("%d of %d cases pass", passed, len(cases)) }()
+	for _, c := range cases {
 		t.Run(string(c.grade)+"/"+c.name, func(t *testing.T) {
 			known := p.failures[c.name]
 			p.hasty = known != ""
@@ -216,6 +219,9 @@ func judge(t *testing.T, p *peer) {
 					r.wantSimple(0, 1)
 				})
 			}
+			if failure == "" {
+				passed++
+			}
 			switch {
 			case failure != "" && known == "":
 				t.Errorf("%s", failure)
@@ -228,14 +234,14 @@ func judge(t *testing.T, p *peer) {
 	}
 }
 
-// emptyDisk makes a file of diskSize bytes, all a hole.
-func emptyDisk(t *testing.T) string {
+// emptyDisk makes a file of n bytes, all a hole.
+func emptyDisk(t *testing.T, n int64) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(path, diskSize); err != nil {
+	if err := os.Truncate(path, n); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -276,13 +282,13 @@ func startNbdkit(t *testing.T) string {
 
 // startNBDServer runs the reference implementation. It insists on becoming a daemon, so it gets a PID namespace of its
 // own, with which it ends.
-func startNBDServer(t *testing.T) string {
+func startNBDServer(t *testing.T, n int64) string {
 	t.Helper()
 	needTool(t, "nbd-server", "unshare")
 	if os.Geteuid() != 0 {
 		t.Skip("only root can hold nbd-server in a PID namespace")
 	}
-	dir, disk := t.TempDir(), emptyDisk(t)
+	dir, disk := t.TempDir(), emptyDisk(t, n)
 	path, config := filepath.Join(dir, "s"), filepath.Join(dir, "config")
 	text := fmt.Sprintf("[generic]\nunixsock = %s\nallowlist = true\nport = %d\nlistenaddr = 127.0.0.1\n"+
 		"[disk]\nexportname = %s\nflush = true\nfua = true\ntrim = true\n", path, freePort(t), disk)

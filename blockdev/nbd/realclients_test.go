@@ -74,6 +74,15 @@ func realServers(t *testing.T, n int, test func(t *testing.T, tcp, unix string))
 	})
 }
 
+// olderServers are realServers, and nbd-server, which has no structured replies.
+func olderServers(t *testing.T, n int, test func(t *testing.T, tcp, unix string)) {
+	realServers(t, n, test)
+	t.Run("nbd-server", func(t *testing.T) {
+		uri := "nbd+unix:///disk?socket=" + strings.TrimPrefix(startNBDServer(t, int64(n)), "unix:")
+		test(t, uri, uri)
+	})
+}
+
 // libnbd runs a Python script, with a handle h and the URI in uri. The interpreter is the first that knows libnbd: the
 // system's package is for the system's interpreter.
 func libnbd(t *testing.T, uri, script string) {
@@ -165,7 +174,7 @@ h.shutdown()
 
 // Without structured replies, and by EXPORT_NAME, it works as well.
 func TestLibnbdWithoutModernOptions(t *testing.T) {
-	realServers(t, 1<<20, func(t *testing.T, tcp, _ string) {
+	olderServers(t, 1<<20, func(t *testing.T, tcp, _ string) {
 		for _, setup := range []string{
 			"h.set_request_structured_replies(False)",
 			"h.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE)", // with the zeroes behind EXPORT_NAME
@@ -313,10 +322,10 @@ func TestTLSWithRealClientsAndServers(t *testing.T) {
 
 // This client gets along with other people's servers, whatever they know.
 func TestClientWithRealServers(t *testing.T) {
-	for name, start := range map[string]func(t *testing.T) string{"nbdkit": startNbdkit, "nbd-server": startNBDServer, "qemu-nbd": func(t *testing.T) string {
+	for name, start := range map[string]func(t *testing.T) string{"nbdkit": startNbdkit, "nbd-server": func(t *testing.T) string { return startNBDServer(t, diskSize) }, "qemu-nbd": func(t *testing.T) string {
 		needTool(t, "qemu-nbd")
 		path := filepath.Join(t.TempDir(), "s")
-		startServer(t, path, "qemu-nbd", "--persistent", "--shared=0", "--export-name=disk", "--format=raw", "--discard=unmap", "--socket="+path, emptyDisk(t))
+		startServer(t, path, "qemu-nbd", "--persistent", "--shared=0", "--export-name=disk", "--format=raw", "--discard=unmap", "--socket="+path, emptyDisk(t, diskSize))
 		return "unix:" + path
 	}} {
 		t.Run(name, func(t *testing.T) {
@@ -389,7 +398,7 @@ func TestCopiesThereAndBackAreEqual(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			needTool(t, name, "cmp")
-			realServers(t, n, func(t *testing.T, tcp, unix string) {
+			olderServers(t, n, func(t *testing.T, tcp, unix string) {
 				back := filepath.Join(t.TempDir(), "back")
 				do := func(args []string, file, uri string) {
 					r := strings.NewReplacer("FILE", file, "URI", uri)
@@ -410,7 +419,7 @@ func TestCopiesThereAndBackAreEqual(t *testing.T) {
 // qemu's block layer reads back the patterns that it wrote, and its errors are errors.
 func TestQemuIOPatterns(t *testing.T) {
 	needTool(t, "qemu-io")
-	realServers(t, 16<<20, func(t *testing.T, tcp, _ string) {
+	olderServers(t, 16<<20, func(t *testing.T, tcp, _ string) {
 		out := run(t, "qemu-io", "-f", "raw", "-c", "write -P 17 0 1M", "-c", "write -P 18 -f 1M 512", "-c", "write -z 4k 8k",
 			"-c", "read -P 17 0 4k", "-c", "read -P 0 4k 8k", "-c", "read -P 17 12k 1012k", "-c", "read -P 18 1M 512",
 			"-c", "aio_write -P 19 2M 4M", "-c", "aio_write -P 20 8M 4M", "-c", "aio_flush", "-c", "read -P 19 2M 4M", "-c", "read -P 20 8M 4M",
@@ -424,7 +433,7 @@ func TestQemuIOPatterns(t *testing.T) {
 // fio checks each block that it reads for what it wrote last.
 func TestFioVerify(t *testing.T) {
 	needTool(t, "fio")
-	realServers(t, 16<<20, func(t *testing.T, tcp, _ string) {
+	olderServers(t, 16<<20, func(t *testing.T, tcp, _ string) {
 		run(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+tcp, "--rw=randrw", "--bsrange=512-128k", "--size=16m", "--iodepth=64",
 			"--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1", "--randrepeat=0")
 	})

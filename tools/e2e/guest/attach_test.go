@@ -168,6 +168,7 @@ func TestKernelDevice(t *testing.T) {
 		{"a read-only device cannot be written", readOnly},
 		{"an agent that is asked to stop detaches what is not in use", stops},
 		{"the ioctl interface", ioctl},
+		{"udev names a volume and its partitions", named},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(&rig{t: t, c: r.c, m: r.m, views: r.views}) }) {
 			break // whatever is left in the guest would confuse the next
@@ -390,6 +391,24 @@ func ioctl(r *rig) {
 	device = r.attach("")
 	r.sh("dd if=" + device + " bs=8 count=1 2>/dev/null | grep 'by ioctl'")
 	r.detached(device)
+}
+
+// The rule that a package installs is understood by udev, and does what it says.
+func named(r *rig) {
+	r.sh("ln -s udevadm /bin/systemd-udevd && systemd-udevd --daemon")
+	device := r.attach("")
+	r.sh("udevadm settle")
+	name := filepath.Base(device)
+	if links := r.sh("udevadm info --query=symlink --name=" + name); links != "lockstep/vol0" {
+		r.t.Errorf("udev knows %s as %q", device, links)
+	}
+	r.sh("printf 'n\np\n1\n\n\nw\n' | fdisk " + device + "; udevadm settle")
+	r.sh("test $(readlink -f /dev/lockstep/vol0-part1) = " + device + "p1")
+	if scheduler := r.sh("cat /sys/block/" + name + "/queue/scheduler"); !strings.Contains(scheduler, "[none]") {
+		r.t.Errorf("the kernel reorders requests: %s", scheduler)
+	}
+	r.detached(device)
+	r.sh("udevadm settle; test ! -e /dev/lockstep/vol0-part1 && udevadm control --exit")
 }
 
 // detached detaches, and looks that nothing is left.

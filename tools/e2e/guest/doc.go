@@ -8,7 +8,7 @@
 //
 // The kernel and its modules come from the Debian package, which is downloaded once and kept in the user's cache
 // directory, taken apart. The guest's root is an initramfs: busybox, the modules that are needed with what they depend
-// on, the static lockstep and scribe binaries, and mkfs and fsck with their libraries from this machine. The guest has no
+// on, the static lockstep and scribe binaries, and mkfs, fsck and udev with their libraries from this machine. The guest has no
 // disk but the one that it attaches.
 //
 // # How guest and cluster meet

@@ -86,8 +86,11 @@ func (e *missingError) Error() string { return e.what }
 // tools are what the test runs on the host, or puts into the guest.
 var tools = []string{
 	"qemu-system-x86_64", "busybox", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs", "mkfs.xfs", "xfs_repair", "apt-get", "apt-cache",
-	"dpkg-deb", "ip",
+	"dpkg-deb", "ip", "udevadm",
 }
+
+// udevRules is what a package of Lockstep installs for udev.
+const udevRules = "60-lockstep.rules"
 
 // prepare makes, in dir: lockstep, vmlinuz and initramfs.
 func prepare(ctx context.Context, dir string) error {
@@ -119,10 +122,11 @@ func prepare(ctx context.Context, dir string) error {
 	for i, m := range modules {
 		a.file(fmt.Sprintf("modules/%02d-%s.ko", i, m.Name), m.ELF)
 	}
-	for _, tool := range []string{"busybox", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs", "mkfs.xfs", "xfs_repair"} {
+	for _, tool := range []string{"busybox", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs", "mkfs.xfs", "xfs_repair", "udevadm"} {
 		err = errors.Join(err, a.program(tool))
 	}
-	err = errors.Join(err, a.host("bin/lockstep", lockstep), a.host("bin/scribe", scribe))
+	err = errors.Join(err, a.host("bin/lockstep", lockstep), a.host("bin/scribe", scribe),
+		a.host("usr/lib/udev/rules.d/"+udevRules, filepath.Join("..", "..", "packaging", udevRules)))
 	if err != nil {
 		return fmt.Errorf("guest: initramfs: %w", err)
 	}
