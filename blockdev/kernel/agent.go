@@ -55,8 +55,8 @@ type AgentOptions struct {
 	// Attached is called before the first request is served, each time: with the device's number, and whether it
 	// went on from an earlier socket. Its error ends the agent, and detaches a device that it has just made.
 	Attached func(index int, resumed bool) error
-	// Resized is called when a device that is served was made larger. nil is allowed.
-	Resized func(index int)
+	// Resized is called when the driver was told that a device which is served is larger now. nil is allowed.
+	Resized func(index int, size uint64)
 
 	// LinkDead gets the number of a device whose socket the kernel gave up (Netlink.Watch): a hint to look at once. nil
 	// is allowed.
@@ -75,7 +75,7 @@ func (o *AgentOptions) Validate() error {
 		o.Attached = func(int, bool) error { return nil }
 	}
 	if o.Resized == nil {
-		o.Resized = func(int) {}
+		o.Resized = func(int, uint64) {}
 	}
 	switch {
 	case o.Driver == nil || o.Open == nil:
@@ -299,7 +299,7 @@ func (a *Agent) grow(b Backend) {
 		return
 	}
 	a.size, a.told = size, false
-	a.o.Resized(a.index)
+	a.o.Resized(a.index, size)
 	a.o.OnEvent(Event{Kind: EventResized, Index: a.index, Size: size})
 }
 

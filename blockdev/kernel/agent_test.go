@@ -432,7 +432,7 @@ func TestDeviceGetsTheDisksSizeWithEachSocket(t *testing.T) {
 // A disk that grows while the device is used: the device grows too, with the socket that it has. The driver may fail at first.
 func TestDeviceGrowsWhileItIsServed(t *testing.T) {
 	noted := make(chan int, 4)
-	r := run(t, newFakeKernel(t), func(o *AgentOptions, _ *rig) { o.Resized = func(index int) { noted <- index } })
+	r := run(t, newFakeKernel(t), func(o *AgentOptions, _ *rig) { o.Resized = func(index int, _ uint64) { noted <- index } })
 	index := r.await(EventAttached).Index
 	l := <-r.lives
 	for n, failures := range []int{0, 1} {

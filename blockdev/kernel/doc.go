@@ -49,7 +49,9 @@
 //
 // # Rules
 //
-//   - K1 One connection. The order in which the kernel sends is kept only within a connection.
+//   - K1 One connection. The order in which the kernel sends is kept only within a connection. And with several the driver
+//     takes a socket for dead on which a request has waited for the block layer's time-out, whatever TIMEOUT says (K2): a
+//     long failover would cost one socket after the other, and a failover is what this is for.
 //
 //   - K2 TIMEOUT is 0. With any other value the driver gives a request up, or its socket, because the cluster needs
 //     longer for a failover than somebody thought. With 0 it only looks at old requests now and then, and sends those

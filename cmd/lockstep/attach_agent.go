@@ -145,8 +145,10 @@ func (r *agentRun) attached(index int, resumed bool) error {
 }
 
 // resized notes the size that the device has now.
-func (r *agentRun) resized(index int) {
-	r.a.Size = kernel.DeviceAt(index).Size()
+func (r *agentRun) resized(index int, size uint64) {
+	if r.a.Size = kernel.DeviceAt(index).Size(); r.a.Size != size {
+		r.log.Warn().Msg("the volume has grown, which this kernel cannot be told (Linux 5.3 can): unmount, detach and attach again to see it")
+	}
 	if err := r.o.dir.save(r.a); err != nil {
 		r.log.Warn().Err(err).Msg("the device's size is not noted")
 	}
