@@ -64,6 +64,13 @@ func (e *DamagedError) Error() string {
 	return fmt.Sprintf("%s: %s; restore the file, or move the replica's directory away and let it be copied from another member", e.File, e.What)
 }
 
+// Damaged tells whether an error of OpenStore says that the replica's files are not what was written to them. It will not
+// pass, as an error of the disk may, and a replica that is in use, or of a newer version, is whole.
+func Damaged(err error) bool {
+	_, damaged := errors.AsType[*DamagedError](err)
+	return damaged || wal.Damaged(err)
+}
+
 // CorruptBlockError tells that a block's content does not match its checksum (P6). Other blocks are fine.
 type CorruptBlockError struct {
 	Block uint64

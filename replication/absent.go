@@ -1,10 +1,8 @@
 package replication
 
 import (
-	"errors"
 	"time"
 
-	"lockstep/blockdev"
 	"lockstep/viewsvc"
 )
 
@@ -26,9 +24,9 @@ func (a absence) text() string {
 // makeRetry is the pause after work on a replica that failed.
 const makeRetry = 5 * time.Second
 
-// beside runs work on a volume in a goroutine of its own, unless some is under way. The volume counts as absent until it
-// succeeds.
-func (n *Node) beside(v viewsvc.Volume, work func() error) {
+// beside runs work on a volume in a goroutine of its own, unless some is under way. It is told what error the last try ended
+// with. The volume counts as absent until it succeeds.
+func (n *Node) beside(v viewsvc.Volume, work func(before error) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	before := n.absent[v.ID]
@@ -37,10 +35,7 @@ func (n *Node) beside(v viewsvc.Volume, work func() error) {
 	}
 	n.absent[v.ID] = absence{working: true, err: before.err}
 	n.run(func() { // ends when the work is done; Close waits
-		err := work()
-		if errors.Is(err, blockdev.ErrExists) && before.err != nil {
-			err = before.err // a damaged replica is in the way: its damage is what an operator has to know of
-		}
+		err := work(before.err)
 		n.mu.Lock()
 		if err == nil {
 			delete(n.absent, v.ID)

@@ -87,6 +87,7 @@ type Node struct {
 
 	incarnation string        // of this process, in pings
 	pings       atomic.Uint64 // how many were sent
+	slots       chan struct{} // held by who opens or closes a replica (slot)
 
 	mu     sync.Mutex                 // guards everything below; nothing is waited for with it held
 	desks  map[viewsvc.VolumeID]*desk // of the replicas in service
@@ -95,8 +96,8 @@ type Node struct {
 	closed bool
 }
 
-// StartNode opens the data directory and its replicas, listens, and begins to ping. It does not wait for the view
-// service.
+// StartNode opens the data directory, listens, and begins to ping and to open its replicas. It waits neither for the view
+// service nor for the replicas.
 func StartNode(o NodeOptions) (*Node, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -105,7 +106,7 @@ func StartNode(o NodeOptions) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{opts: o, home: h, incarnation: uuid.NewString(),
+	n := &Node{opts: o, home: h, incarnation: uuid.NewString(), slots: make(chan struct{}, openAtOnce),
 		desks:  map[viewsvc.VolumeID]*desk{},
 		absent: map[viewsvc.VolumeID]absence{}, conns: map[net.Conn]struct{}{}}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
@@ -135,7 +136,7 @@ func (n *Node) start() (err error) {
 	if err := n.openReplicas(); err != nil {
 		return err
 	}
-	n.run(n.acceptPeers) // each ends with Close
+	n.run(n.acceptPeers) // each of these ends with Close
 	n.run(n.pingLoop)
 	for _, l := range []net.Listener{n.nbdAt, n.local} {
 		if l == nil {
@@ -200,45 +201,12 @@ func (n *Node) shut() error {
 			l.Close()
 		}
 	}
-	for _, d := range desks {
-		d.close()
-		errs = append(errs, d.r.Close())
-	}
+	errs = append(errs, n.closeReplicas(desks))
 	n.wg.Wait()
 	if n.view != nil {
 		n.view.Close()
 	}
 	return errors.Join(append(errs, n.home.close())...)
-}
-
-// openReplicas opens what is in the data directory. A replica that cannot be opened is reported and left alone, so
-// that the others serve on; a node none of whose replicas can be opened does not start. A half-formatted one is none:
-// the node was killed while it was made, or removed.
-func (n *Node) openReplicas() error {
-	ids, err := n.home.volumes()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	opened := 0
-	for _, id := range ids {
-		err := n.openReplica(id, viewsvc.Volume{})
-		if errors.Is(err, blockdev.ErrHalfFormatted) {
-			continue // the view service never heard of it, or has deleted it; it orders a new one if it wants one
-		}
-		if err != nil {
-			err = fmt.Errorf("node: replica in %s: %w", n.home.volumeDir(id), err)
-			errs = append(errs, err)
-			n.absent[id] = absence{err: err}
-			n.opts.OnEvent(Event{Kind: EventUnusable, Volume: string(id), Err: err})
-			continue
-		}
-		opened++
-	}
-	if len(errs) > 0 && opened == 0 {
-		return errs[0]
-	}
-	return nil
 }
 
 // openReplica opens a formatted replica and puts it into service.
@@ -267,7 +235,7 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 		Leases: n.opts.Reads == ReadAuto && hardwareClock(), RecruitRate: n.opts.RecruitRate, OnEvent: n.opts.OnEvent,
 		OnOutcast: func() {
 			if r := made.Load(); r != nil {
-				n.beside(r.Volume(), func() error { return n.setAside(id, r) })
+				n.beside(r.Volume(), func(error) error { return n.setAside(id, r) })
 			}
 		}})
 	if err != nil {

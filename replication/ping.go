@@ -94,14 +94,14 @@ func (n *Node) obey(o viewsvc.VolumeOrders) {
 	d := n.deskOf(o.Volume.ID)
 	switch {
 	case o.Delete && d != nil:
-		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, d.r) })
+		n.beside(o.Volume, func(error) error { return n.deleteReplica(o.Volume, d.r) })
 	case o.Delete && n.home.has(o.Volume.ID):
-		n.beside(o.Volume, func() error { return n.deleteReplica(o.Volume, nil) })
+		n.beside(o.Volume, func(error) error { return n.deleteReplica(o.Volume, nil) })
 	case o.Delete:
 		n.settled(o.Volume.ID)
 	case d != nil:
 		d.order(o)
 	case o.Replica == "":
-		n.beside(o.Volume, func() error { return n.makeReplica(o.Volume) })
+		n.beside(o.Volume, func(before error) error { return n.renew(o, before) })
 	}
 }

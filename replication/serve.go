@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/exportname"
 	"lockstep/viewsvc"
@@ -135,6 +136,11 @@ func (e *exporter) Open(_ context.Context, name string) (nbd.Export, error) {
 	for _, d := range n.desks {
 		if d.volume() == volume {
 			return nbd.Export{Name: volume, Device: d.r, Session: id, FastZero: true}, nil
+		}
+	}
+	for _, a := range n.absent {
+		if a.working { // of which volume is known when it is done
+			return nbd.Export{}, fmt.Errorf("node %s still opens replicas: %w", n.opts.ID, blockdev.ErrNotPrimary)
 		}
 	}
 	return nbd.Export{}, fmt.Errorf("%w: node %s has no replica of volume %q", nbd.ErrUnknownExport, n.opts.ID, volume)

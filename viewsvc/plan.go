@@ -145,6 +145,9 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 	case reported && rep.Full && rep.Role != RoleRecovering:
 		return isFull, false
 	case life == lifeAlive && !reported && missing >= m.opt.ResumeWait:
+		if m.opening(v, v.View.Primary) {
+			return fmt.Sprintf("node %s has not opened its copy yet", node), false
+		}
 		return fmt.Sprintf("node %s has lost its copy", node), false
 	}
 	return "", false
@@ -191,8 +194,17 @@ func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 // unheard tells whether some backup may yet show up: this leader, or the backup's process, is that young.
 func (m *Monitor) unheard(v *volumeState) bool {
 	return slices.ContainsFunc(v.View.Backups, func(r ReplicaID) bool {
-		return m.life(v.Replicas[r]) == lifeUnknown
+		return m.life(v.Replicas[r]) == lifeUnknown || m.opening(v, r)
 	})
+}
+
+// opening tells whether a replica's node is at work on it, and may report it at any moment.
+func (m *Monitor) opening(v *volumeState, r ReplicaID) bool {
+	if _, reported := m.report(v, r); reported || !v.present(r) || m.life(v.Replicas[r]) != lifeAlive {
+		return false
+	}
+	trouble, absent := m.nodes[v.Replicas[r]].absent[v.Volume.ID]
+	return absent && trouble == ""
 }
 
 // planCopies assigns a further node when a volume has too few: at once if fewer were assigned than it wants, or

@@ -216,6 +216,42 @@ func TestAfterTotalRestartMembersAreWaitedForShortly(t *testing.T) {
 	r.want(3, "n2", "n3")
 }
 
+// Nodes ping before they have opened their replicas: that one lives and has not reported a backup yet is as good as not
+// having heard of it.
+func TestAfterTotalRestartABackupThatIsBeingOpenedIsWaitedForShortly(t *testing.T) {
+	for _, opens := range []bool{true, false} {
+		r := pair(t)
+		r.lead()
+		n2 := r.join("n2")
+		reports := n2.Replicas
+		n2.Replicas, n2.Absent = nil, []Absence{{Volume: vol}}
+		r.ticks(2) // it is alive
+		r.join("n1")
+		r.ticks(testOptions.ResumeWait - 1)
+		r.want(2, "n1", "n2")
+		if opens {
+			n2.Replicas, n2.Absent = reports, nil
+			r.ticks(2)
+			r.want(3, "n2")
+		} else {
+			r.ticks(4)
+			r.want(3, "n1")
+		}
+	}
+}
+
+// A primary that takes long to be opened is replaced as one that is lost, and is not called that.
+func TestPrimaryThatIsOpenedForLongIsReplaced(t *testing.T) {
+	r := pair(t)
+	n1 := r.join("n1")
+	n1.Replicas, n1.Absent = nil, []Absence{{Volume: vol}}
+	r.ticks(testOptions.ResumeWait + 4)
+	r.want(3, "n2")
+	if why := r.s.volumes[vol].History[2].Reason; why != "node n1 has not opened its copy yet" {
+		t.Errorf("reason: %s", why)
+	}
+}
+
 // A view service that stopped while the primary went on must not be confused by an old report of a restart.
 func TestResumedPrimaryIsNotResumedAgain(t *testing.T) {
 	r := pair(t)

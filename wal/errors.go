@@ -85,6 +85,20 @@ func (e *SegmentError) Error() string {
 
 func (e *SegmentError) Unwrap() error { return e.Err }
 
+// errLength is the SegmentError of a file that became shorter or longer.
+type errLength struct{ have, want int64 }
+
+func (e errLength) Error() string { return fmt.Sprintf("%d bytes long, expected %d", e.have, e.want) }
+
+// Damaged tells whether an error of Open says that the log is not what was written: records are lost, or a segment is
+// missing, or was cut.
+func Damaged(err error) bool {
+	_, corrupt := errors.AsType[*CorruptError](err)
+	segment, shape := errors.AsType[*SegmentError](err)
+	_, length := errors.AsType[errLength](err)
+	return corrupt || length || shape && errors.Is(segment.Err, fs.ErrNotExist)
+}
+
 // VersionError reports a frame in a format that this build does not know. It is never cut: an older build
 // must not destroy what a newer one wrote.
 type VersionError struct {

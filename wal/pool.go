@@ -143,7 +143,7 @@ func openPool(o Options) (files []vfs.File, err error) {
 			return files, &SegmentError{name, err}
 		}
 		if size != o.SegmentBytes {
-			return files, &SegmentError{name, fmt.Errorf("%d bytes long, expected %d", size, o.SegmentBytes)}
+			return files, &SegmentError{name, errLength{size, o.SegmentBytes}}
 		}
 	}
 	if o.broken.has(skipOpenSync) {

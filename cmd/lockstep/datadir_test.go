@@ -1,10 +1,16 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"hash/crc32"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -42,6 +48,11 @@ func freePort(ts *testscript.TestScript) string {
 	return addr
 }
 
+// nodeArgs are the arguments of a node on a directory, which finds no view server.
+func nodeArgs(ts *testscript.TestScript, dir string) []string {
+	return []string{"node", "--id", "n1", "--data", dir, "--listen", ts.Getenv("PEER"), "--nbd", ts.Getenv("NBD"), "--view", "127.0.0.1:1"}
+}
+
 // nodeCommand starts a node on a directory, which is to fail: node DIR [in-use | --flag value ...].
 func nodeCommand(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) < 1 {
@@ -54,13 +65,40 @@ func nodeCommand(ts *testscript.TestScript, _ bool, args []string) {
 		defer lock.Close()
 		more = nil
 	}
-	exitsCommand(ts, false, append([]string{"1", "lockstep", "node", "--id", "n1", "--data", args[0], "--listen", ts.Getenv("PEER"),
-		"--nbd", ts.Getenv("NBD"), "--view", "127.0.0.1:1"}, more...))
+	exitsCommand(ts, false, slices.Concat([]string{"1", "lockstep"}, nodeArgs(ts, args[0]), more))
 }
 
-// spoilCommand makes the replica anew, damages a file of it, and starts a node on it: spoil FILE remove|grow|shrink|zero|newer.
+// unusableCommand starts a node on a directory, and checks what it says of the replica in it: unusable DIR PATTERN. The node
+// itself runs, until it is ended.
+func unusableCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: unusable DIR PATTERN")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+	defer cancel()
+	node := exec.CommandContext(ctx, "lockstep", nodeArgs(ts, args[0])...)
+	node.Dir = ts.MkAbs(".")
+	stderr, err := node.StderrPipe()
+	ts.Check(err)
+	ts.Check(node.Start())
+	defer func() {
+		cancel()
+		_ = node.Wait() // it was killed
+	}()
+	var line struct{ Message, Error string }
+	for lines := json.NewDecoder(stderr); line.Message != "unusable"; {
+		if err := lines.Decode(&line); err != nil {
+			ts.Fatalf("the node calls no replica unusable: %v", err)
+		}
+	}
+	if !regexp.MustCompile(args[1]).MatchString(line.Error) || strings.Contains(line.Error, "\n") {
+		ts.Fatalf("of the replica it says %q", line.Error)
+	}
+}
+
+// spoilCommand makes the replica anew and damages a file of it: spoil FILE remove|grow|shrink|zero|newer.
 func spoilCommand(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 2 {
+	if neg || len(args) != 2 {
 		ts.Fatalf("usage: spoil FILE remove|grow|shrink|zero|newer")
 	}
 	replicaCommand(ts, false, []string{"n1"})
@@ -81,7 +119,6 @@ func spoilCommand(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("spoil: what is %q?", args[1])
 	}
-	nodeCommand(ts, neg, []string{"n1"})
 }
 
 // makeNewer makes of a file what the next version of this program might write.

@@ -23,16 +23,17 @@ func TestMain(m *testing.M) {
 //	view STATUS.json [VIEWS.json [EVENTS.json]]
 //	                                answers as a view server with these contents; sets $LOCKSTEP_VIEW
 //	exits CODE lockstep ARGS...     as exec, and checks the exit code
-//	replica, node, spoil            play with a node's data directory: datadir_test.go
+//	replica, spoil, node, unusable  play with a node's data directory: datadir_test.go
 func TestCommandLine(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"view":    viewCommand,
-			"exits":   exitsCommand,
-			"replica": replicaCommand,
-			"node":    nodeCommand,
-			"spoil":   spoilCommand,
+			"view":     viewCommand,
+			"exits":    exitsCommand,
+			"replica":  replicaCommand,
+			"spoil":    spoilCommand,
+			"node":     nodeCommand,
+			"unusable": unusableCommand,
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv(viewVariable, "")

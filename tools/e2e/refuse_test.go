@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"hash/crc32"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"lockstep/tools/e2e/cluster"
 	"lockstep/tools/stamp/stamped"
@@ -112,8 +115,9 @@ func complains(t *testing.T, r cluster.Result, part string) {
 	}
 }
 
-// P8: a node refuses a data directory that is damaged, not its own, from the future, or in use, in one line that names
-// the file; the directory stays as it is, and the rest of the cluster serves on.
+// P8: a node refuses a data directory that is not its own, from the future, or in use, and calls a replica that is damaged or
+// from the future unusable, in one line that names the file; the directory stays as it is, and the rest of the cluster serves
+// on.
 func TestNodeRefusesADirectoryThatIsNotRight(t *testing.T) {
 	need(t, "cp")
 	c := start(t, cluster.Options{Size: "64M"})
@@ -133,6 +137,23 @@ func TestNodeRefusesADirectoryThatIsNotRight(t *testing.T) {
 			t.Errorf("exit code %d, want 1", r.Code)
 		}
 		complains(t, r, says)
+	}
+
+	unusable := func(t *testing.T, dir, says string) {
+		t.Helper()
+		p := cluster.NewProcess("node", program, t.TempDir(), "node", "--id", "n1", "--data", dir,
+			"--listen", nobody[0], "--nbd", nobody[1], "--view", nobody[2])
+		must(t, p.Start())
+		defer p.Kill()
+		must(t, cluster.Await(t.Context(), time.Minute, "word of the replica", func() error {
+			for line := range strings.Lines(p.LogTail(1 << 16)) {
+				var event struct{ Message, Error string }
+				if json.Unmarshal([]byte(line), &event) == nil && event.Message == "unusable" && strings.Contains(event.Error, says) {
+					return nil
+				}
+			}
+			return errors.New(p.LogTail(1 << 16))
+		}))
 	}
 
 	t.Run("in use", func(t *testing.T) { broken(t, node(c.DataDir("n1"), "n1", c.View), "in use") })
@@ -177,7 +198,11 @@ func TestNodeRefusesADirectoryThatIsNotRight(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := copyTree(t, c.DataDir("n1"))
 			tc.harm(t, filepath.Join(dir, tc.file))
-			broken(t, node(dir, "n1", nobody[2]), tc.says)
+			if filepath.Base(tc.file) == "node.json" {
+				broken(t, node(dir, "n1", nobody[2]), tc.says)
+			} else {
+				unusable(t, dir, tc.says)
+			}
 		})
 	}
 	t.Run("another node's", func(t *testing.T) {
