@@ -36,17 +36,10 @@ func TestReplicaOfALostBranchIsSetAsideAndMadeAnew(t *testing.T) {
 	c.stop(old.Node)          // cleanly: it is all in the image
 
 	c.start(other.Node)
-	c.await("other node alive", func(s viewsvc.ClusterStatus) bool {
-		for _, n := range s.Nodes {
-			if n.ID == other.Node {
-				return n.Alive
-			}
-		}
-		return false
+	c.await("forced promotion", func(viewsvc.ClusterStatus) bool { // when the node has opened its copy
+		_, err := c.c.Force(context.Background(), "vol0", other.Node, "test")
+		return err == nil
 	})
-	if _, err := c.c.Force(context.Background(), "vol0", other.Node, "test"); err != nil {
-		t.Fatal(err)
-	}
 	v = c.safe("vol0", 1)
 	put(v, "kept....", 8192)
 	c.start(old.Node)
