@@ -58,9 +58,10 @@ type Replica struct {
 	store *blockdev.Store
 	id    viewsvc.ReplicaID
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	rt     Runtime
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	closing atomic.Bool
+	rt      Runtime
 
 	syncMu   sync.Locker  // held over store.Sync
 	shipping atomic.Int32 // learners and members that are sent what is in the log or the image
@@ -211,14 +212,38 @@ func (r *Replica) ended() {
 // ID is the replica's name.
 func (r *Replica) ID() viewsvc.ReplicaID { return r.id }
 
-// Close ends all sessions and streams and closes the store.
+// closePatience is how long Close waits for what is under way, which goes on for so long only on a disk that hangs.
+const closePatience = time.Minute
+
+// Close ends all sessions and streams and closes the store. It does not wait for ever for a disk that hangs: then the error
+// wraps blockdev.ErrDiskHangs, and the rest is done when the disk comes back, if the process still runs then.
 func (r *Replica) Close() error {
-	var a after
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
+	if r.closing.Swap(true) {
 		return nil
 	}
+	var (
+		err  error
+		last atomic.Bool // the store is being closed, which has a limit of its own
+		done = r.rt.Alarm()
+	)
+	r.rt.Go(func() { // ends with Close, or when the disk comes back
+		r.quiesce()
+		last.Store(true)
+		err = r.store.Close()
+		done.Ring()
+	})
+	for !done.Wait(context.Background(), closePatience) {
+		if !last.Load() {
+			return fmt.Errorf("replication: close replica %s: %w", r.id, blockdev.ErrDiskHangs)
+		}
+	}
+	return err
+}
+
+// quiesce stops everything that goes on in the replica, and waits for it.
+func (r *Replica) quiesce() {
+	var a after
+	r.mu.Lock()
 	r.closed = true
 	r.cancel()
 	r.stepDown(&a)
@@ -236,11 +261,10 @@ func (r *Replica) Close() error {
 	r.mu.Unlock()
 	r.finish(&a)
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	for r.running > 0 || r.logBusy { // a follower in ServeStream counts; a client may order its own write
 		r.idle.Wait()
 	}
-	r.mu.Unlock()
-	return r.store.Close()
 }
 
 // takeLog waits for the right to write the log, with mu held. It fails when the replica is closed.
