@@ -28,6 +28,11 @@ func (v *Verified) Sound() bool {
 	return !slices.ContainsFunc(v.Problems, func(p wal.Problem) bool { return !p.Harmless })
 }
 
+// Opens tells whether the replica can be used, and what is lost of it, if anything, be repaired from another member.
+func (v *Verified) Opens() bool {
+	return !slices.ContainsFunc(v.Problems, func(p wal.Problem) bool { return !p.Harmless && !p.Mended })
+}
+
 // Verify checks everything that can be checked of a replica that nobody has open: meta, every frame of the log and their
 // chain, every block of the image against its checksum, the regions against the log and the checksums. It changes
 // nothing. Damage is no error: the error says that verifying could not go on.
@@ -65,6 +70,12 @@ type span struct{ from, to uint64 }
 
 func (v *verifier) problem(place, format string, args ...any) {
 	v.out.Problems = append(v.out.Problems, wal.Problem{Place: place, What: fmt.Sprintf(format, args...)})
+}
+
+// mended is a problem with which the replica opens.
+func (v *verifier) mended(place, format string, args ...any) {
+	v.problem(place, format, args...)
+	v.out.Problems[len(v.out.Problems)-1].Mended = true
 }
 
 // frame takes in what a frame of the log says about the image.
@@ -209,7 +220,7 @@ func (v *verifier) compare(image, sums readerAtFile, written []bool) error {
 	}
 	bad.flush(v)
 	if v.more > 0 {
-		v.problem(imageName, "%d more blocks are bad", v.more)
+		v.mended(imageName, "%d more blocks are bad", v.more)
 	}
 	return nil
 }
@@ -252,9 +263,9 @@ func (r *runs) flush(v *verifier) {
 	if v.runs++; v.runs > maxProblemRuns {
 		v.more += r.at.to - r.at.from
 	} else if r.at.to == r.at.from+1 {
-		v.problem(imageName, "block %d: %s", r.at.from, r.what)
+		v.mended(imageName, "block %d: %s", r.at.from, r.what)
 	} else {
-		v.problem(imageName, "blocks %d to %d: %s", r.at.from, r.at.to-1, r.what)
+		v.mended(imageName, "blocks %d to %d: %s", r.at.from, r.at.to-1, r.what)
 	}
 	r.what = ""
 }
@@ -272,11 +283,16 @@ func (v *verifier) checkRegions(regions readerAtFile, written []bool) {
 			v.problem(regionsName, "region %d %s", g, fmt.Sprintf(format, args...))
 		}
 	}
+	sayMended := func(g int, what string) {
+		if told++; told <= maxProblemRuns {
+			v.mended(regionsName, "region %d %s", g, what)
+		}
+	}
 	for g := range written {
 		l, ok := decodeRegion(g, binary.LittleEndian.Uint64(b[g*8:]))
 		switch {
 		case !ok:
-			say(g, "has an entry whose check does not match: a delta copy will take it for changed")
+			sayMended(g, "has an entry whose check does not match: a delta copy will take it for changed")
 		case l == 0 && written[g]:
 			say(g, "has content, but is said never to have changed: a delta copy would leave it out")
 		case l < v.changed[g]:

@@ -208,6 +208,19 @@ func TestVerifyFindsWhateverIsWrong(t *testing.T) {
 		if v.Sound() != c.sound || !strings.Contains(text, c.want) || c.want == "" && text != "" {
 			t.Errorf("%s: sound %v, want %q\n%s", c.name, v.Sound(), c.want, text)
 		}
+		// It is told apart what costs the replica, and what is mended while it runs.
+		s, err := OpenStore(StoreOptions{FS: vfs.OS{}, Dir: dir, Manual: true})
+		switch {
+		case err == nil:
+			r.check(s.Abandon())
+			if !v.Opens() && !strings.Contains(text, "regions: ") {
+				t.Errorf("%s: it is said to cost the replica, and does not\n%s", c.name, text)
+			}
+		case v.Opens():
+			t.Errorf("%s: it is not said to cost the replica: %v\n%s", c.name, err, text)
+		case !Damaged(err):
+			t.Errorf("%s: open does not call it damage: %v", c.name, err)
+		}
 	}
 }
 

@@ -71,6 +71,8 @@ type Problem struct {
 	What  string
 	// Harmless: a crash leaves it, and the next start repairs it.
 	Harmless bool
+	// Mended: the replica opens with it, and gets what is lost from another member, or can do without.
+	Mended bool
 }
 
 func (p Problem) String() string { return p.Place + ": " + p.What }
@@ -121,7 +123,11 @@ type frameName struct {
 }
 
 func (x *inspector) problem(harmless bool, place, format string, args ...any) {
-	x.out.Problems = append(x.out.Problems, Problem{place, fmt.Sprintf(format, args...), harmless})
+	x.out.Problems = append(x.out.Problems, Problem{Place: place, What: fmt.Sprintf(format, args...), Harmless: harmless})
+}
+
+func (x *inspector) mended(place, format string, args ...any) {
+	x.out.Problems = append(x.out.Problems, Problem{Place: place, What: fmt.Sprintf(format, args...), Mended: true})
 }
 
 // open opens what there is of the pool, and finds out its shape.
@@ -262,7 +268,7 @@ func (x *inspector) endOrRotten(sc *scanner, start Start) (f Frame, at Pos) {
 	case errors.As(err, &corrupt) && sc.rotten:
 		if f, err = sc.rottenFrame(); err == nil {
 			r.Rotten = corrupt
-			x.problem(false, place(corrupt.Segment, corrupt.Offset), "blocks of the records from %d on are lost: %s; the replica opens, and has them repaired by another member",
+			x.mended(place(corrupt.Segment, corrupt.Offset), "blocks of the records from %d on are lost: %s; the replica opens, and has them repaired by another member",
 				corrupt.LSN, corrupt.Reason)
 			return f, sc.badAt
 		}

@@ -55,7 +55,7 @@ func (x *inspector) link(headers map[frameName]Found) {
 	}
 	if at.last > 0 && pos%l.segBlocks != 0 && pos/l.segBlocks == l.checkpoint.Pos/l.segBlocks {
 		name, off := l.segmentAt(pos)
-		x.problem(false, place(name, off), "the frame before, which ends with record %d, is damaged; a peer that lacks it is copied instead", at.last)
+		x.mended(place(name, off), "the frame before, which ends with record %d, is damaged; a peer that lacks it is copied instead", at.last)
 	}
 }
 
@@ -78,12 +78,12 @@ func (x *inspector) judgeFrame(f Found) {
 	switch {
 	case f.Reason == "":
 	case f.State == FrameApplied:
-		x.problem(false, place(f.Segment, f.Offset), "records %d to %d, which are in the image, are damaged in the log: %s; a peer that lacks them is copied instead",
+		x.mended(place(f.Segment, f.Offset), "records %d to %d, which are in the image, are damaged in the log: %s; a peer that lacks them is copied instead",
 			f.Header.First, f.last(), f.Reason)
 	case f.State == FrameFound:
 		x.problem(false, place(f.Segment, f.Offset), "frame of record %d: %s", f.Header.First, f.Reason)
 	case f.State == FrameLeft && !f.HeaderOK && f.Pos < x.l.checkpoint.Pos:
-		x.problem(false, place(f.Segment, f.Offset), "a frame before the checkpoint is damaged: %s; a peer that lacks it is copied instead", f.Reason)
+		x.mended(place(f.Segment, f.Offset), "a frame before the checkpoint is damaged: %s; a peer that lacks it is copied instead", f.Reason)
 	}
 }
 

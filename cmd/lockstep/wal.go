@@ -104,8 +104,12 @@ next start repairs. The exit code is 0 when there is nothing but notes.`,
 		if v.Sound() {
 			return nil
 		}
+		if v.Opens() {
+			return withHint(fmt.Errorf("wal verify: a part of the replica in %s is lost", r.dir),
+				"start its node: with another member that has the part, `lockstep scrub` repairs it")
+		}
 		return withHint(fmt.Errorf("wal verify: the replica in %s is damaged", r.dir),
-			"restore what is damaged, or move the directory away: the node makes a new replica, and the primary fills it")
+			"restore what is damaged, or, where another member has everything, move the directory away: the node makes a new replica, and the primary fills it")
 	}
 	return cmd
 }

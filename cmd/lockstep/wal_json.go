@@ -64,6 +64,7 @@ type (
 		Place    string `json:"place"`
 		What     string `json:"what"`
 		Harmless bool   `json:"harmless"`
+		Mended   bool   `json:"mended"`
 	}
 	endLine struct {
 		Type   string  `json:"type"` // "end"
@@ -141,7 +142,7 @@ func (d *jsonDump) frame(f wal.Found, from, to wal.LSN) error {
 
 func (d *jsonDump) problems(list []wal.Problem) {
 	for _, p := range list {
-		d.line(problemLine{"problem", p.Place, p.What, p.Harmless})
+		d.line(problemLine{"problem", p.Place, p.What, p.Harmless, p.Mended})
 	}
 }
 

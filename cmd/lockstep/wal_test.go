@@ -127,13 +127,20 @@ func TestWALVerifySaysWhatIsWrong(t *testing.T) {
 	stdout, stderr, code = inProcess(t, "wal", "verify", dir)
 	if code != exitFailed || stdout != "data.img: blocks 17 to 18: content does not match the checksum\n"+
 		"note: meta slot 0: bad checksum or content: checksum; the other slot counts\n" ||
-		!strings.HasPrefix(stderr, "lockstep: wal verify: the replica in "+dir+" is damaged: restore") {
-		t.Errorf("damaged: exit code %d\n%s%s", code, stdout, stderr)
+		!strings.HasPrefix(stderr, "lockstep: wal verify: a part of the replica in "+dir+" is lost: start its node") {
+		t.Errorf("bad blocks: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	stdout, _, code = inProcess(t, "wal", "verify", dir, "--json")
-	if code != exitFailed || !strings.Contains(stdout, `{"type":"problem","place":"data.img","what":"blocks 17 to 18: content does not match the checksum","harmless":false}`) ||
+	if code != exitFailed || !strings.Contains(stdout, `{"type":"problem","place":"data.img","what":"blocks 17 to 18: content does not match the checksum","harmless":false,"mended":true}`) ||
 		!strings.Contains(stdout, `"sound":false`) {
 		t.Errorf("as JSON: exit code %d\n%s", code, stdout)
+	}
+	if err := os.Remove(filepath.Join(dir, "regions")); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, code = inProcess(t, "wal", "verify", dir); code != exitFailed ||
+		!strings.HasPrefix(stderr, "lockstep: wal verify: the replica in "+dir+" is damaged: restore") {
+		t.Errorf("a file is missing: exit code %d\n%s", code, stderr)
 	}
 }
 
