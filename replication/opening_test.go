@@ -37,7 +37,7 @@ func (c *cluster) memNode(id viewsvc.NodeID, disk *memfs.FS, told func(Event)) *
 func TestHangingOpenHoldsUpNeitherPingsNorOtherVolumes(t *testing.T) {
 	c := startCluster(t, 1)
 	disk := memfs.New()
-	n2 := c.memNode("n2", disk, nil)
+	c.memNode("n2", disk, nil)
 	for _, name := range []string{"hangs", "works"} {
 		c.create(viewsvc.Volume{Name: name, Size: 4 << 20, Copies: 2})
 		c.safe(name, 2)
@@ -57,7 +57,7 @@ func TestHangingOpenHoldsUpNeitherPingsNorOtherVolumes(t *testing.T) {
 		}
 		return e
 	})
-	n2 = c.memNode("n2", disk, nil)
+	n2 := c.memNode("n2", disk, nil)
 	c.safe("works", 2)
 	for _, v := range c.await("a live n2", func(s viewsvc.ClusterStatus) bool { return s.Nodes[1].Alive }).Volumes {
 		if v.Volume.Name == "hangs" && len(v.View.Members()) != 1 {
