@@ -1,8 +1,10 @@
 // Command gotally reads the output of one or more runs of `go test -json` on standard input and makes it short: a line
-// for each package, the whole output of what failed, the reason of what was skipped. With -counts it writes one line to a
-// file, in the words that it ends with:
+// for each package, the whole output of what failed, the reason of what was skipped. It ends with the names of what failed,
+// which may be far above, and the line
 //
 //	N passed, N failed, N skipped
+//
+// With -counts these go to a file, for somebody else to end with.
 //
 // Tests and subtests count alike, as in Go's own events. A package that fails without a failing test (it does not build,
 // it panics, it times out) counts as one failure. The exit code is 1 if anything failed, or if nothing ran.
@@ -32,7 +34,7 @@ type event struct {
 const lineMax = 4 << 20
 
 func main() {
-	counts := flag.String("counts", "", "file to write the counts to")
+	counts := flag.String("counts", "", "file to write the end to")
 	flag.Parse()
 	t := newTally(os.Stdout)
 	if err := t.read(os.Stdin); err != nil {
@@ -40,12 +42,12 @@ func main() {
 		os.Exit(1)
 	}
 	if *counts != "" {
-		if err := os.WriteFile(*counts, []byte(t.String()+"\n"), 0o644); err != nil {
+		if err := os.WriteFile(*counts, []byte(t.end()), 0o644); err != nil {
 			fmt.Fprintln(os.Stderr, "gotally:", err)
 			os.Exit(1)
 		}
 	} else {
-		fmt.Println(t)
+		fmt.Print(t.end())
 	}
 	if !t.ok() {
 		os.Exit(1)
@@ -55,6 +57,7 @@ func main() {
 // tally counts results.
 type tally struct {
 	passed, failed, skipped int
+	names                   []string // of what failed
 
 	out    io.Writer
 	output map[string][]string // of what still runs, by package and test; build output by import path
@@ -67,6 +70,21 @@ func newTally(out io.Writer) *tally {
 
 func (t *tally) String() string {
 	return fmt.Sprintf("%d passed, %d failed, %d skipped", t.passed, t.failed, t.skipped)
+}
+
+// end is what there is to say at last.
+func (t *tally) end() string {
+	var b strings.Builder
+	for _, name := range t.names {
+		fmt.Fprintf(&b, "failed: %s\n", name)
+	}
+	fmt.Fprintln(&b, t)
+	return b.String()
+}
+
+func (t *tally) fail(name string) {
+	t.failed++
+	t.names = append(t.names, name)
 }
 
 // ok: something ran, and nothing failed.
@@ -109,7 +127,7 @@ func (t *tally) endTest(e event, output []string) {
 	case "pass":
 		t.passed++
 	case "fail":
-		t.failed++
+		t.fail(e.Package + " " + e.Test)
 		t.inPkg[e.Package]++
 		fmt.Fprintf(t.out, "FAIL %s %s (%.1f s)\n", e.Package, e.Test, e.Elapsed)
 		t.quote(output)
@@ -127,7 +145,7 @@ func (t *tally) endPackage(e event, output []string) {
 	case "fail":
 		fmt.Fprintf(t.out, "FAIL %s (%.1f s)\n", e.Package, e.Elapsed)
 		if t.inPkg[e.Package] == 0 {
-			t.failed++
+			t.fail(e.Package)
 		}
 		t.quote(output)
 		t.quoteUnfinished(e.Package)

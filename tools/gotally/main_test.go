@@ -43,6 +43,9 @@ func TestFailureIsShownAndCountedOnce(t *testing.T) {
 	if got, want := counts.String(), "0 passed, 1 failed, 0 skipped"; got != want || counts.ok() {
 		t.Errorf("got %q, ok %t; want %q", got, counts.ok(), want)
 	}
+	if got, want := counts.end(), "failed: p TestA\n0 passed, 1 failed, 0 skipped\n"; got != want {
+		t.Errorf("it ends with\n%s, want\n%s", got, want)
+	}
 	if !strings.Contains(out, "lost a write") {
 		t.Errorf("the failure's words are missing:\n%s", out)
 	}
@@ -57,6 +60,9 @@ func TestPackageThatDoesNotBuildCounts(t *testing.T) {
 	)
 	if got, want := counts.String(), "1 passed, 1 failed, 0 skipped"; got != want || counts.ok() {
 		t.Errorf("got %q, ok %t; want %q", got, counts.ok(), want)
+	}
+	if !strings.HasPrefix(counts.end(), "failed: p\n") {
+		t.Errorf("the package is not named at the end: %s", counts.end())
 	}
 	if !strings.Contains(out, "syntax error") {
 		t.Errorf("the compiler's words are missing:\n%s", out)
