@@ -67,7 +67,7 @@ var mutants = []mutant{
 	{"oldnumbers", "gateway,kill", 1, []edit{ // a session that comes back under its name numbers its requests from the start
 		{"tools/sim/gateway.go", "			s.owed, k.unresolved = k.unresolved, nil\n", "			s.owed, k.unresolved = k.unresolved, nil\n			if " + on("oldnumbers") + " {\n s.numbers = s.name\n }\n"}}},
 	{"minanswer", "kill,power", 1, []edit{ // writes are answered with fewer than min_copies members
-		{"replication/session.go", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() {", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() && " + off("minanswer") + " {"}}},
+		{"replication/pending.go", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() {", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() && " + off("minanswer") + " {"}}},
 	{"heldcuts", "blackout,power", 1, []edit{ // a held primary cuts or disowns learners
 		{"replication/outcast.go", "	return s.r.core.Suspect() &&", "	return " + off("heldcuts") + " && s.r.core.Suspect() &&"}}},
 	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced
