@@ -65,7 +65,7 @@ func storageEvent(volume string, e blockdev.Event) Event {
 		out.Kind, out.Err = EventCorruptBlock, e.Err
 	case blockdev.EventRecovered:
 		out.Kind, out.Took = EventRecovered, e.Took
-		out.Text = fmt.Sprintf("records %d to %d behind the checkpoint, %d committed, clean %v, torn %v", e.Checkpoint+1, e.End, e.Committed, e.Clean, e.Torn)
+		out.Text = recoveredText(e)
 		if e.Corruption != nil {
 			out.Err = e.Corruption
 		}
@@ -89,4 +89,22 @@ func storageEvent(volume string, e blockdev.Event) Event {
 		out.Text = fmt.Sprintf("%T %+v", e, e)
 	}
 	return out
+}
+
+// recoveredText says what a store found when it was opened.
+func recoveredText(e blockdev.EventRecovered) string {
+	text := fmt.Sprintf("records %d to %d were behind the checkpoint", e.Checkpoint+1, e.End)
+	if e.End == e.Checkpoint {
+		text = fmt.Sprintf("everything up to record %d was in the image", e.End)
+	}
+	if e.Committed < e.End {
+		text += fmt.Sprintf(", committed is known up to %d", e.Committed)
+	}
+	if !e.Clean {
+		text += ", no clean stop came before"
+	}
+	if e.Torn {
+		text += ", a torn tail was cut"
+	}
+	return text
 }
