@@ -101,8 +101,11 @@ func (r *Replica) Report() viewsvc.ReplicaReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := r.core.View()
-	rep := viewsvc.ReplicaReport{Volume: r.hard.Volume.ID, Replica: r.id, View: v.Num, Tenure: v.Tenure,
-		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied), Suspect: r.core.Suspect(), OldestIO: r.store.OldestIO().Milliseconds(), Copying: r.store.Copying()}
+	rep := viewsvc.ReplicaReport{
+		Volume: r.hard.Volume.ID, Replica: r.id, View: v.Num, Tenure: v.Tenure,
+		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied),
+		Suspect: r.core.Suspect(), OldestIO: r.store.OldestIO().Milliseconds(), Copying: r.store.Copying(),
+	}
 	switch r.core.State() {
 	case StateLearner:
 		rep.Role = viewsvc.RoleLearner

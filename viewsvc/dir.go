@@ -65,7 +65,8 @@ func openDir(dir, id string, servers []string) (dirMeta, error) {
 	}
 	switch {
 	case meta.Format != dirFormat:
-		return dirMeta{}, fmt.Errorf("viewsvc: data directory %s has format %d, this release knows %d: use the release that wrote it", dir, meta.Format, dirFormat)
+		return dirMeta{}, fmt.Errorf("viewsvc: data directory %s has format %d, this release knows %d: use the release that wrote it",
+			dir, meta.Format, dirFormat)
 	case meta.ID != id:
 		return dirMeta{}, fmt.Errorf("viewsvc: data directory %s is view server %s's, not %s's: check --id and --data", dir, meta.ID, id)
 	case !slices.Equal(meta.Servers, servers):

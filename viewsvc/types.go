@@ -105,7 +105,7 @@ type ReplicaReport struct {
 	BytesLeft uint64       `json:"bytes_left"`          // what this member lacks, estimated; primary's view of it
 	Lag       []Progress   `json:"lag,omitempty"`       // primary only: the backups' progress
 	Check     *CheckReport `json:"check,omitempty"`     // of the check that it was ordered last
-	OldestIO  int64        `json:"oldest_io,omitempty"` // age of the oldest pending log write, or of the node's question to it that has no answer, ms (hazard 10)
+	OldestIO  int64        `json:"oldest_io,omitempty"` // ms: age of the oldest pending log write, or of the node's question to it (hazard 10)
 
 	Room      uint64 `json:"room,omitempty"`       // bytes that its files are long enough for
 	Serves    uint64 `json:"serves,omitempty"`     // primary only: the size that its clients are told

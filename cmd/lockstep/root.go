@@ -44,7 +44,8 @@ Begin with: lockstep dev`,
 	root.SetFlagErrorFunc(flagError)
 	addGroup(root, "roles", "Roles:", newDev(env), newViewd(env), newNode(env), newGateway(env))
 	addGroup(root, "use", "Block devices:", newAttach(env), newDetach(env))
-	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env), newHandover(env), newVerify(env), newScrub(env), newForget(env))
+	addGroup(root, "operate", "Operation:", newVolume(env), newStatus(env), newViews(env), newEvents(env),
+		newHandover(env), newVerify(env), newScrub(env), newForget(env))
 	addGroup(root, "repair", "Inspection:", newWAL(env))
 	addGroup(root, "self", "This program:", newVersion(env))
 	root.SetHelpCommandGroupID("self")
