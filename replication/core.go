@@ -29,7 +29,7 @@ const (
 	StateLearner    State = iota + 1 // outside the view
 	StateBackup                      // member; refuses clients
 	StateOpening                     // primary of a tenure whose VIEW record is not committed yet
-	StateHeld                        // as Opening, waiting for an operator
+	StateHeld                        // primary of a tenure that it begins when an operator says so: it may lack what was acknowledged
 	StateOpen                        // primary that serves clients
 	StateRecovering                  // restarted as primary of its last view; never goes on in it
 	StatePoisoned                    // storage failed
@@ -37,12 +37,12 @@ const (
 
 // nextStates is the table of doc.go. A move that is not in it is a programmer's error.
 var nextStates = [...][]State{
-	StateLearner:    {StateLearner, StateBackup, StateOpening, StateRecovering, StatePoisoned},
-	StateBackup:     {StateBackup, StateLearner, StateOpening, StateRecovering, StatePoisoned},
-	StateOpening:    {StateOpening, StateOpen, StateHeld, StateBackup, StateLearner, StatePoisoned},
-	StateHeld:       {StateOpening, StateOpen, StateBackup, StateLearner, StatePoisoned},
+	StateLearner:    {StateLearner, StateBackup, StateOpening, StateHeld, StateRecovering, StatePoisoned},
+	StateBackup:     {StateBackup, StateLearner, StateOpening, StateHeld, StateRecovering, StatePoisoned},
+	StateOpening:    {StateOpening, StateOpen, StateBackup, StateLearner, StatePoisoned},
+	StateHeld:       {StateHeld, StateOpening, StateBackup, StateLearner, StateRecovering, StatePoisoned},
 	StateOpen:       {StateOpening, StateBackup, StateLearner, StatePoisoned},
-	StateRecovering: {StateRecovering, StateOpening, StateBackup, StateLearner, StatePoisoned},
+	StateRecovering: {StateRecovering, StateOpening, StateHeld, StateBackup, StateLearner, StatePoisoned},
 	StatePoisoned:   {StatePoisoned},
 }
 
@@ -66,8 +66,8 @@ func (s State) String() string {
 	return fmt.Sprintf("state(%d)", uint8(s))
 }
 
-// Primary tells whether the replica is in office: it has a tenure of its own.
-func (s State) Primary() bool { return s == StateOpening || s == StateHeld || s == StateOpen }
+// Primary tells whether the replica is in office: it has begun a tenure of its own.
+func (s State) Primary() bool { return s == StateOpening || s == StateOpen }
 
 // EffectKind says what the driver is to do.
 type EffectKind uint8
@@ -263,15 +263,25 @@ func (c *Core) adopt(v viewsvc.View) {
 			c.setState(StateRecovering)
 			break
 		}
-		c.setState(StateOpening)
-		c.require()
-		c.emit(Effect{Kind: EffectBeginTenure, View: v})
+		if c.suspect {
+			// Nothing is sent to anybody: who is brought up to date by this replica has what it lacks cut from his log.
+			c.setState(StateHeld)
+			break
+		}
+		c.begin()
 	case v.Has(c.cfg.Self):
 		c.setState(StateBackup)
 	default:
 		c.setState(StateLearner)
 	}
 	c.emit(Effect{Kind: EffectTargets})
+}
+
+// begin takes office in the view, whose number is the tenure's.
+func (c *Core) begin() {
+	c.setState(StateOpening)
+	c.require()
+	c.emit(Effect{Kind: EffectBeginTenure, View: c.view})
 }
 
 // CutTo tells that the own log now ends at l.
@@ -318,9 +328,9 @@ func (c *Core) Resume() {
 		return
 	}
 	c.suspect = false
-	c.setState(StateOpen)
 	c.emit(Effect{Kind: EffectSaveView, View: c.view}) // with it, that the replica is no suspect
-	c.emit(Effect{Kind: EffectServe})
+	c.begin()
+	c.emit(Effect{Kind: EffectTargets})
 }
 
 // Poison tells that the storage failed: the replica does nothing any more.

@@ -24,6 +24,7 @@ type peer struct {
 	owed             wal.LSN // was stable here at some tick
 	behind           int     // ticks for which it has lacked that
 	lacks            uint64  // blocks of the log that it has not written, as far as the driver told
+	suspect          bool    // it would not open: its machine went down, and it has yet to get what it may have lost
 	lease            Instant // it opens no tenure of its own before; own clock
 }
 
@@ -166,6 +167,7 @@ type Ack struct {
 	View, Tenure     viewsvc.ViewNum // the peer's when it answered
 	Written, Durable wal.LSN
 	Nonce            uint64
+	Suspect          bool    // it may lack what was acknowledged
 	Lease            Instant // what came with the newest request for a grant that it granted; 0: none
 	At               Instant // when the Ack arrived
 }
@@ -186,7 +188,7 @@ func (c *Core) Acked(a Ack) error {
 			p.id, a.Written, a.Durable, a.Nonce, a.Lease, p.written, p.durable, c.nonce, c.lease.latest)
 	}
 	c.pass(a.At)
-	p.silent, p.refused = 0, false
+	p.silent, p.refused, p.suspect = 0, false, a.Suspect
 	if a.From == c.given.to {
 		c.given = given{} // it answers in this tenure: it has left the one in which it relied on the grant
 	}
@@ -248,10 +250,6 @@ func (c *Core) advance() {
 // promise (I9).
 func (c *Core) open() {
 	if c.state != StateOpening || c.openAt == 0 || c.commit < c.openAt || c.promised() {
-		return
-	}
-	if c.suspect {
-		c.setState(StateHeld)
 		return
 	}
 	c.setState(StateOpen)

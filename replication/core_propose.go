@@ -54,7 +54,7 @@ func (c *Core) leaveR() {
 }
 
 // Handover begins to hand the volume over to a member: the driver orders nothing more (Draining), and when the
-// successor has everything the view service is asked. CancelHandover ends it; so does any new view.
+// successor has everything, and knows it, the view service is asked. CancelHandover ends it; so does any new view.
 func (c *Core) Handover(to viewsvc.ReplicaID) error {
 	switch {
 	case c.state != StateOpen:
@@ -86,7 +86,7 @@ func (c *Core) handOver() {
 		return
 	}
 	p := c.find(c.successor)
-	if p == nil || !p.up || p.durable < c.written || !c.returnLease(p) {
+	if p == nil || !p.up || p.durable < c.written || p.suspect || !c.returnLease(p) {
 		return
 	}
 	others := []viewsvc.ReplicaID{c.cfg.Self}

@@ -288,3 +288,40 @@ func TestRolesAreAsDocumented(t *testing.T) {
 		}
 	}
 }
+
+// What a suspect lacks is not lost before an operator says so: a VIEW record of its tenure would have the others cut it.
+func TestHeldPrimaryBeginsItsTenureWhenResumed(t *testing.T) {
+	v := testView(2, 2, "a", "b")
+	c := NewCore(Config{Self: "a", Volume: "v"}, Start{View: testView(1, 1, "b", "a"), End: 5, Commit: 3, Suspect: true})
+	c.Observe(v)
+	if c.State() != StateHeld || has(c, EffectBeginTenure) || len(c.Targets()) > 0 {
+		t.Fatalf("%v, streams to %v; it has to be held and to send nothing", c.State(), c.Targets())
+	}
+	for range 2 * peerDeadTicks {
+		c.Tick(0)
+	}
+	if c.proposal != nil {
+		t.Errorf("proposes %v", c.proposal)
+	}
+	c.Resume()
+	if c.Suspect() || c.State() != StateOpening || !has(c, EffectBeginTenure) || !slices.Equal(c.Targets(), []viewsvc.ReplicaID{"b"}) {
+		t.Errorf("resumed, suspect %v, %v, streams to %v", c.Suspect(), c.State(), c.Targets())
+	}
+}
+
+// Seen to fail: a handover that looks at the successor's log alone.
+func TestHandoverWaitsUntilTheSuccessorIsNoSuspect(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	c.PeerUp("b", 2, false) // its machine went down, and is back
+	if err := c.Handover("b"); err != nil {
+		t.Fatal(err)
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 2, View: 1, Tenure: 1, Written: 1, Durable: 1, Suspect: true})
+	if c.proposal != nil {
+		t.Fatal("it would be held")
+	}
+	mustAck(t, c, Ack{From: "b", Stream: 2, View: 1, Tenure: 1, Written: 1, Durable: 1})
+	if c.proposal == nil || c.proposal.Kind != viewsvc.KindHandover {
+		t.Error("it has everything, and knows it")
+	}
+}

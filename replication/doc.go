@@ -19,12 +19,12 @@
 //
 //	role        meaning                                               next
 //	blank       a learner that was never in touch with a primary      as learner
-//	learner     outside the view; takes what a primary sends          learner, backup, opening (forced), recovering
-//	backup      member; mirrors the primary, refuses clients          backup, learner, opening, recovering
-//	opening     primary of a new tenure; clients refused              opening (another tenure), open, held, backup, learner
-//	held        as opening, but only an operator can let it open      opening (another tenure), open, backup, learner
+//	learner     outside the view; takes what a primary sends          learner, backup, opening, held (both forced), recovering
+//	backup      member; mirrors the primary, refuses clients          backup, learner, opening, held, recovering
+//	opening     primary of a new tenure; clients refused              opening (another tenure), open, backup, learner
+//	held        as recovering; may lack something (Suspects)          held (another tenure), opening, backup, learner, recovering
 //	open        primary; serves clients                               opening (another tenure), backup, learner
-//	recovering  primary of a tenure that this process did not begin   recovering, opening (a new tenure), backup, learner
+//	recovering  primary of a tenure that this process did not begin   recovering, opening, held (a new tenure), backup, learner
 //	poisoned    its storage failed; does nothing any more             (none)
 //
 // Every role can become poisoned. A replica begins as recovering, backup or learner, by the view that it has stored.
@@ -54,7 +54,7 @@
 //	Mend      primary  a block's content as of the commit LSN
 //	Fetch     primary  a block's number, on a connection of its own  Block
 //	Block     backup   its content as of an LSN
-//	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant
+//	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant, whether it is a suspect
 //
 // # Steps
 //
@@ -83,7 +83,6 @@
 //     clients, but for the log, of which a learner is sent more than clients write (pace.go). One that does not arrive
 //     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
 //     are slowed down, by milliseconds a frame, and not for ever (approach.go).
-//     A primary that is held brings no learner up to date: it may lack what the learner has (outcast.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
 //     disowned: its node sets it aside and makes another (outcast.go).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
@@ -101,10 +100,19 @@
 //     primary refuses everybody else, and ends sessions that a claim has ended. It serves clients only after orders of
 //     its own tenure, which have every claim that was made before.
 //  8. Handover. The primary takes no new writes, waits until the successor has everything, returns its grants, and when
-//     the successor has heard of that proposes it. No timeout is involved.
+//     the successor has heard of that proposes it; not while it is a suspect. No timeout is involved.
 //  9. Verify (ordered by an operator). The primary sends digests of the regions' checksums down its streams, each taken and
 //     queued under the lock under which commit moves, so that a member compares it with its own committed state as of
 //     the very same LSN. What differs is replaced by what most members have, else by what the primary has.
+//
+// # Suspects
+//
+// In sync mode flush a crash of its machine can take from a member what it acknowledged. A member that starts after one, in
+// another boot and not after a stop in good order, is a suspect: it tells the view service and, in its Acks, its primary.
+// It is none any more, on its disk before it says so, when it has as durable all that a primary had when its stream began:
+// a primary that sends anything lacks nothing. One that is promoted all the same is held. It begins no tenure, for a VIEW
+// record would have the others cut what it lacks; the view service takes the office from it when a member that lacks
+// nothing lives, else an operator resumes it.
 //
 // # Growing
 //

@@ -34,7 +34,6 @@ type follower struct {
 	held    bool    // this goroutine has the right to write the log
 	started bool    // Start or Copy was carried out: the log agrees with the primary's. Guarded by Replica.mu
 	caught  wal.LSN // the primary's log end when the stream began
-	sound   bool    // the primary lacks nothing: who has its log up to caught lacks nothing either
 	dirty   bool    // something has to be synced before it is acknowledged
 	bytes   int
 	img     blockdev.RegionImage
@@ -231,24 +230,37 @@ func (f *follower) endBurst() error {
 		}
 	}
 	f.bytes = 0
+	if err := f.clear(); err != nil {
+		return err
+	}
 	if err := f.ack(0); err != nil {
 		return err
 	}
 	r := f.r
-	var a after
 	r.mu.Lock()
-	if r.core.Suspect() && f.sound && !r.store.Copying() && r.core.durable >= f.caught {
-		r.core.Caught()
-		r.hard.Suspect = false
-		if err := r.saveHard(); err != nil {
-			r.poison(&a, err)
-		}
-	}
 	f.held = false
 	r.releaseLog()
 	r.mu.Unlock()
-	r.finish(&a)
 	return nil
+}
+
+// clear makes a suspect none once it has on its disk all that the primary had when the stream began. A primary that sends
+// anything lacks nothing.
+func (f *follower) clear() error {
+	r := f.r
+	var a after
+	r.mu.Lock()
+	defer func() { r.mu.Unlock(); r.finish(&a) }()
+	if !r.core.Suspect() || r.store.Copying() || r.core.durable < f.caught {
+		return nil
+	}
+	r.core.Caught()
+	r.hard.Suspect = false
+	err := r.saveHard()
+	if err != nil {
+		r.poison(&a, err)
+	}
+	return err
 }
 
 // sync makes the log durable.
@@ -276,6 +288,9 @@ func (f *follower) ackLocked(flags uint8) error {
 	r := f.r
 	r.mu.Lock()
 	v := r.core.View()
+	if r.core.Suspect() {
+		flags |= flagSuspect
+	}
 	m := msg{Type: msgAck, Flags: flags, View: v.Num, A: uint64(r.core.written), B: uint64(r.core.durable),
 		Commit: wal.LSN(v.Tenure), Nonce: f.nonce, Lease: f.lease}
 	r.mu.Unlock()

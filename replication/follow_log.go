@@ -55,7 +55,6 @@ func (f *follower) handle(m msg, body []byte) error {
 		}
 		f.answer.Unlock()
 		f.dirty = f.dirty || m.Flags&flagSync != 0
-		f.sound = m.Flags&flagSound != 0
 		return nil
 	}
 	return nil

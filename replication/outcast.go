@@ -17,17 +17,6 @@ import (
 //
 // A replica whose files were damaged while nobody had it open is set aside in the same way.
 
-// errHeld keeps a primary that may lack what was acknowledged from having others cut or disowned. As long as no operator
-// has accepted that anything is lost, a learner may be what he would rather go on with.
-var errHeld = errors.New("replication: this primary may lack acknowledged writes, and brings nobody up to date before an operator resumes the volume")
-
-// held tells whether the peer is to be left as it is. A member is not: the view has been decided.
-func (s *stream) held() bool {
-	s.r.mu.Lock()
-	defer s.r.mu.Unlock()
-	return s.r.core.Suspect() && !s.r.core.Required(s.peer)
-}
-
 // disown tells the peer that it has what is not in this volume's history.
 func (s *stream) disown(conn net.Conn) {
 	s.r.mu.Lock()

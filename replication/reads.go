@@ -25,9 +25,6 @@ func (r *Replica) ask(a *after, m msg) {
 	if r.askSync || r.core.Joining() {
 		m.Flags |= flagSync
 	}
-	if !r.core.Suspect() {
-		m.Flags |= flagSound
-	}
 	if r.core.LeaseReturned() {
 		m.Flags |= flagReturn
 	}

@@ -208,9 +208,6 @@ func (s *stream) stale(body []byte) error {
 // serve brings the peer up to date over a greeted connection, and keeps it so.
 func (s *stream) serve(conn net.Conn, rd *reader, w welcome) error {
 	r := s.r
-	if s.held() {
-		return errHeld
-	}
 	p, err := s.makePlan(w)
 	if errors.Is(err, errDiverged) {
 		s.disown(conn)
@@ -319,7 +316,7 @@ func (s *stream) readAcks(rd *reader, id uint64) error {
 		}
 		r.mu.Lock()
 		err = r.core.Acked(Ack{From: s.peer, Stream: id, View: m.View, Tenure: viewsvc.ViewNum(m.Commit), Written: wal.LSN(m.A), Durable: wal.LSN(m.B), Nonce: m.Nonce,
-			Lease: Instant(m.Lease), At: at})
+			Suspect: m.Flags&flagSuspect != 0, Lease: Instant(m.Lease), At: at})
 		if m.Flags&flagCopied != 0 {
 			r.core.Copied(s.peer, id)
 			r.event(&a, Event{Kind: EventCaughtUp, Peer: s.peer})

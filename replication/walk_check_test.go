@@ -68,7 +68,7 @@ func (r *wReplica) opened() {
 	w.nOpens++
 	has := r.has(r.seen)
 	w.tr("%s opens in view %d with %v, commit %d", walkIDs[r.i], r.core.View().Num, r.log, r.seen)
-	if r.byResume {
+	if r.resumedIn == r.core.View().Tenure {
 		w.acked &= has // the operator knows
 	}
 	for v := 1; v <= w.writes; v++ {

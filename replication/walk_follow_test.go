@@ -161,7 +161,6 @@ func (r *wReplica) handle(f *wFollow) {
 		f.nonce = max(f.nonce, m.nonce)
 		r.grant(f, m)
 		f.dirty = f.dirty || m.sync
-		f.sound = m.sound
 	}
 }
 
@@ -228,13 +227,12 @@ func (r *wReplica) endBurst(f *wFollow) {
 		r.settle()
 		return
 	}
-	r.ack(f, false)
-	f.fresh = false
-	caught := r.core.Suspect() && !r.copying && int(r.core.durable) >= f.caught
-	if caught && f.started && (f.sound || w.mutant == "launder") {
+	if f.started && r.core.Suspect() && !r.copying && (int(r.core.durable) >= f.caught || w.mutant == "launder") {
 		r.core.Caught()
 		r.suspect = false
 	}
+	r.ack(f, false)
+	f.fresh = false
 	f.held, r.busy = false, logFree
 	w.forget()
 }
@@ -243,7 +241,7 @@ func (r *wReplica) ack(f *wFollow, copied bool) {
 	if !f.started || r.follow != f {
 		return
 	}
-	m := wMsg{typ: msgAck, view: r.core.View(), nonce: f.nonce, lease: f.lease, copied: copied, written: r.core.written, stored: r.core.durable}
+	m := wMsg{typ: msgAck, view: r.core.View(), nonce: f.nonce, lease: f.lease, copied: copied, suspect: r.core.Suspect(), written: r.core.written, stored: r.core.durable}
 	switch r.w.mutant {
 	case "ackearly":
 		m.stored = m.written
@@ -339,7 +337,7 @@ func (r *wReplica) serve(s *wStream, c *wConn, m wMsg) {
 
 func (r *wReplica) acked(s *wStream, c *wConn, m wMsg) {
 	a := Ack{From: walkIDs[c.to], Stream: c.id, View: m.view.Num, Tenure: m.view.Tenure, Written: m.written, Durable: m.stored, Nonce: m.nonce,
-		Lease: m.lease, At: r.time()}
+		Suspect: m.suspect, Lease: m.lease, At: r.time()}
 	p := r.core.find(a.From)
 	if p == nil {
 		return

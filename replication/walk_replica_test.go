@@ -40,7 +40,7 @@ func (r *wReplica) crash() {
 		} else {
 			r.log = r.log[:r.durable]
 		}
-		r.suspect = r.suspect || w.mode == walkFlushCrash && len(r.view.Backups) > 0 && r.view.Has(walkIDs[r.i])
+		r.suspect = r.suspect || w.mode == walkFlushCrash && w.mutant != "nosuspect" && len(r.view.Backups) > 0 && r.view.Has(walkIDs[r.i])
 	}
 	if w.mutant == "forgetview" {
 		r.view = viewsvc.View{}
@@ -105,7 +105,7 @@ func (r *wReplica) settle() {
 			r.opened()
 		case EffectConfirm:
 			m := wMsg{typ: msgConfirm, view: r.core.View(), commit: r.core.Commit(), nonce: e.Nonce,
-				sync: r.core.Joining(), sound: !r.core.Suspect(), lease: e.Until, grant: e.Grant, returned: r.core.LeaseReturned()}
+				sync: r.core.Joining(), lease: e.Until, grant: e.Grant, returned: r.core.LeaseReturned()}
 			r.broadcast(m)
 		case EffectReads:
 			r.answerReads(e.Nonce)

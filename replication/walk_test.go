@@ -63,7 +63,7 @@ type wMsg struct {
 	commit          wal.LSN
 	nonce           uint64
 	sync, copied    bool
-	sound           bool // the primary is no suspect
+	suspect         bool // Ack: the peer may lack what was acknowledged
 	entry           wEntry
 	log             []wEntry // Welcome: the peer's log, instead of an epoch index; Copy: what the regions will have
 	copying         bool
@@ -105,7 +105,6 @@ type wFollow struct {
 	nonce   uint64
 	lease   Instant
 	caught  int
-	sound   bool // the primary is no suspect
 }
 
 // walkClock is a replica's clock: it is off, and it may run faster or slower than it should. It is right about neither.
@@ -194,21 +193,21 @@ type wReplica struct {
 	copying bool
 
 	// In memory.
-	busy     int
-	sealed   bool // an entry has its LSN and was sent, but is not in the log
-	entry    wEntry
-	begin    viewsvc.View
-	queue    []int
-	pending  []wPending
-	reads    []wRead
-	streams  [walkReplicas]*wStream
-	nextID   uint64
-	follow   *wFollow
-	seen     int  // commit point, as of the last EffectCommit
-	byResume bool // an operator has just spoken
-	clock    walkClock
-	cutOff   bool    // no message arrives from it, none reaches it
-	lastRead Instant // clock, when the mutant looked at it
+	busy      int
+	sealed    bool // an entry has its LSN and was sent, but is not in the log
+	entry     wEntry
+	begin     viewsvc.View
+	queue     []int
+	pending   []wPending
+	reads     []wRead
+	streams   [walkReplicas]*wStream
+	nextID    uint64
+	follow    *wFollow
+	seen      int             // commit point, as of the last EffectCommit
+	resumedIn viewsvc.ViewNum // the tenure that an operator wanted begun
+	clock     walkClock
+	cutOff    bool    // no message arrives from it, none reaches it
+	lastRead  Instant // clock, when the mutant looked at it
 }
 
 // wProposal is one try of a proposal, on its way to the view service or back.
@@ -497,10 +496,12 @@ func (r *wReplica) act(action int) {
 		r.applied = max(r.applied, min(int(r.core.Commit()), r.durable))
 	case actOperator:
 		if r.core.State() == StateHeld && w.one(3) {
-			r.byResume = true
+			r.resumedIn = r.core.View().Tenure
+			if r.core.View().Num == w.current().Num {
+				w.acked &= r.has(len(r.log)) // the operator knows that the rest is lost
+			}
 			r.core.Resume()
 			r.settle()
-			r.byResume = false
 		}
 	}
 }

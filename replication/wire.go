@@ -17,7 +17,7 @@ import (
 // A message is a header of headerSize bytes, little-endian, and a body:
 //
 //	offset  size  field
-//	0       4     magic "LKS3"; another version of the protocol has another magic
+//	0       4     magic "LKS4"; another version of the protocol has another magic
 //	4       4     crc32c of bytes 8..71
 //	8       1     type
 //	9       1     flags
@@ -34,7 +34,7 @@ import (
 //	              number of the newest request that was granted; 0: nothing asked or granted
 const (
 	headerSize = 72
-	wireMagic  = 0x33534b4c // "LKS3"
+	wireMagic  = 0x34534b4c // "LKS4"
 )
 
 // Limits on bodies, checked before anything is allocated.
@@ -76,8 +76,8 @@ const flagSync = 1
 // flagCopied on an Ack says that the peer holds a complete image.
 const flagCopied = 2
 
-// flagSound on a Confirm says that the primary itself lacks nothing that was ever acknowledged.
-const flagSound = 4
+// flagSuspect on an Ack says that the peer may lack what was acknowledged: it would not open.
+const flagSuspect = 4
 
 // flagReturn on a Confirm says that the primary does not rely on any earlier grant.
 const flagReturn = 8

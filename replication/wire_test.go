@@ -30,7 +30,7 @@ var goldenMessages = []struct {
 		b := make([]byte, headerSize)
 		msg{Type: msgAck, Flags: flagCopied, View: 7, A: 0x1122334455667788, B: 9, Commit: 5, Nonce: 0xabcdef}.put(b)
 		return b
-	}(), "4c4b5333363bccf70b0200000000000007000000000000008877665544332211" +
+	}(), "4c4b5334363bccf70b0200000000000007000000000000008877665544332211" +
 		"09000000000000000500000000000000efcdab000000000000000000000000000000000000000000"},
 	{"view", msg{Type: msgView, View: 3}.encodeJSON(viewsvc.View{Volume: "v", Num: 3, Tenure: 2, Primary: "a", Backups: []viewsvc.ReplicaID{"b"}}), ""},
 	{"welcome", msg{Type: msgWelcome, View: 3}.encodeJSON(welcome{End: 9, Committed: 8, Applied: 7, Copying: true, CopyBase: 6,
@@ -53,7 +53,7 @@ func TestMessageComesBackAsItWasSent(t *testing.T) {
 	sent := []msg{
 		{Type: msgView, View: 3},
 		{Type: msgAppend, View: 4, Commit: 99, BodyLen: uint32(len(frame))},
-		{Type: msgConfirm, Flags: flagSync | flagSound, View: 4, Commit: 100, Nonce: 1 << 60},
+		{Type: msgConfirm, Flags: flagSync | flagReturn, View: 4, Commit: 100, Nonce: 1 << 60},
 	}
 	wire.Write(sent[0].encodeJSON(view))
 	head := make([]byte, headerSize)

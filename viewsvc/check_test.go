@@ -54,6 +54,8 @@ func TestScrubIsForEveryCopyThatLives(t *testing.T) {
 
 func TestNoCheckWithoutAnOpenPrimary(t *testing.T) {
 	r := pair(t)
+	r.suspects("n2", true) // or else it would be primary
+	r.ticks(1)
 	r.nodes["n1"].Replicas[0].Role = RoleHeld
 	r.ticks(2)
 	if _, err := r.m.OrderCheck("vol0", false); !errors.Is(err, ErrInvalid) {

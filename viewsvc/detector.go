@@ -41,6 +41,7 @@ type nodeWatch struct {
 	// emptied has the volumes of which the node had a copy before this process began with an empty home (hazard 5).
 	emptied  map[VolumeID]bool
 	sent     [recentReplies]uint64 // the last replies' Seq
+	echoed   uint64                // newest of these that this process has echoed
 	reports  map[ReplicaID]ReplicaReport
 	absent   map[VolumeID]string // what keeps it from having a replica in service; "" while it works on that
 	strange  map[VolumeID]bool   // volumes that are not of this service, and were told of
@@ -122,6 +123,7 @@ func (m *Monitor) Ping(req PingRequest) error {
 		return nil
 	}
 	if slices.Contains(n.sent[:], req.Echo) && req.Echo != 0 {
+		n.echoed = max(n.echoed, req.Echo)
 		m.signOfLife(n)
 	}
 	n.newsSeen = req.News
@@ -168,7 +170,7 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 	n.seen, n.left, n.probing, n.gone = false, false, false, ""
 	n.lastLife = m.now
 	n.reports, n.absent, n.strange = nil, nil, nil
-	n.sent = [recentReplies]uint64{}
+	n.sent, n.echoed = [recentReplies]uint64{}, 0
 	return nil
 }
 

@@ -117,7 +117,9 @@
 // A member is a suspect when it may have lost acknowledged writes (sync mode flush, its machine went down) and nobody who
 // lost nothing has brought it up to date since. While a member that is none may come back, no suspect is promoted: the
 // volume waits, and its status says for whom. A primary that restarted and is none resumes, with the living suspects as
-// its backups. A member is not waited for any more when its node has made another copy, or when an operator forces
+// its backups. So that a machine that went down a moment ago counts as down, a backup is promoted in sync mode flush only when
+// it has answered since the primary's trouble began. A primary that is held all the same gives way to a living member that
+// is no suspect. A member is not waited for any more when its node has made another copy, or when an operator forces
 // (V8). If all members live and are suspects, the one with the longest log is primary, and held until
 // an operator resumes it (replication).
 //

@@ -83,6 +83,10 @@ type volumeWatch struct {
 	// awaited is the member without which no other is promoted: all that live may have lost writes that it has.
 	awaited ReplicaID
 
+	// asked is when the living backups were asked whether they are what they said last, 0 while the primary is in order: a
+	// number of the Monitor's.
+	asked uint64
+
 	sick map[ReplicaID]*sickness
 
 	// lacking has the nodes that live without their copy, and for how long.

@@ -39,6 +39,8 @@ func TestHeldPrimaryIsResumedOnceByAnOperator(t *testing.T) {
 	if err := r.m.OrderResume("vol0"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("nothing is held: %v", err)
 	}
+	r.suspects("n2", true) // or else it would be primary
+	r.ticks(1)
 	r.nodes["n1"].Replicas[0].Role = RoleHeld
 	r.ticks(1)
 	if s, _ := r.m.VolumeStatus("vol0"); !s.Held {

@@ -67,7 +67,11 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 	w.awaited = ""
 	why, restarted := m.primaryTrouble(v, w)
 	waited := w.trouble.held(m.now, why != "")
-	if why == "" || m.unheard(v) && waited < m.opt.ResumeWait {
+	if why == "" {
+		w.asked = 0
+		return nil
+	}
+	if m.unheard(v) && waited < m.opt.ResumeWait {
 		return nil // a member that shows up now need not be brought up to date later
 	}
 	living := m.livingBackups(v)
@@ -85,6 +89,9 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 			p.Reason += ", its backups may have lost writes"
 		}
 	case len(living) > 0:
+		if !m.confirmed(v, w, living[0]) {
+			return nil
+		}
 		p.Kind, p.Primary, p.Backups = KindPromote, living[0], living[1:]
 	default:
 		return nil // nobody is left who may serve
@@ -96,6 +103,24 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 		return nil
 	}
 	return p
+}
+
+// confirmed tells whether a backup has said since the primary's trouble that it is what it was, where it matters: in sync
+// mode flush its machine may have gone down a moment ago, with what it had not flushed, and be about to come back as a
+// suspect. The former primary, which lost nothing with its process, would be no member any more by then. The backup is asked
+// at once, so this takes a round trip; one that does not answer is dead before long.
+func (m *Monitor) confirmed(v *volumeState, w *volumeWatch, r ReplicaID) bool {
+	if v.Volume.Sync != SyncFlush {
+		return true
+	}
+	if w.asked == 0 {
+		w.asked = m.number()
+		for _, b := range v.View.Backups {
+			m.node(v.Replicas[b]).news = m.number() // its ping is answered, and the next one echoes that
+		}
+		m.out.News = true
+	}
+	return m.node(v.Replicas[r]).echoed > w.asked
 }
 
 // resumes tells whether a primary that restarted takes office again: no backup is alive, or those that are are suspects
@@ -140,6 +165,8 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 	case reported && rep.Role == RoleRecovering && rep.View >= v.View.Tenure:
 		// One that restarted before it heard of this tenure never acted in it: it takes office as it is.
 		return fmt.Sprintf("node %s restarted", node), true
+	case reported && rep.Role == RoleHeld && m.soundBackup(v):
+		return "the primary may lack writes that a member has", false
 	case reported && m.sick(v, v.View.Primary) && rep.Role != RoleRecovering:
 		return hangs, false
 	case reported && rep.Full && rep.Role != RoleRecovering:
@@ -151,6 +178,17 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 		return fmt.Sprintf("node %s has lost its copy", node), false
 	}
 	return "", false
+}
+
+// soundBackup tells whether a living backup lacks nothing. A primary that is held has begun no tenure: whatever was acknowledged
+// was so with that backup as a member.
+func (m *Monitor) soundBackup(v *volumeState) bool {
+	living := m.livingBackups(v)
+	if len(living) == 0 {
+		return false
+	}
+	rep, _ := m.report(v, living[0])
+	return !rep.Suspect
 }
 
 // hangs is the trouble of a primary whose disk neither works nor fails.

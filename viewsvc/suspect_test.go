@@ -138,3 +138,52 @@ func TestNothingIsHandedOverToASuspect(t *testing.T) {
 		t.Errorf("to one that lacks nothing: %v", err)
 	}
 }
+
+// flushing makes the volume one in sync mode flush.
+func (r *rig) flushing() { r.s.volumes[vol].Volume.Sync = SyncFlush }
+
+// Seen to fail: a promotion by what the backup said before the primary died.
+func TestMachineThatWentDownUnnoticedIsNotPromoted(t *testing.T) {
+	r := pair(t)
+	r.flushing()
+	r.down["n2"] = true // its machine, and what it had not flushed
+	r.ticks(1)
+	r.die("n1")
+	r.ticks(2)
+	r.want(2, "n1", "n2")
+	r.join("n2")
+	r.suspects("n2", true)
+	r.ticks(testOptions.ResumeWait + 3)
+	r.want(2, "n1", "n2")
+	r.join("n1")
+	r.ticks(testOptions.ResumeWait + 3)
+	r.want(3, "n1", "n2")
+}
+
+func TestBackupIsPromotedOnceItAnswered(t *testing.T) {
+	r := pair(t)
+	r.flushing()
+	before := r.m.nodes["n2"].news
+	r.die("n1")
+	r.want(2, "n1", "n2")
+	if r.m.nodes["n2"].news == before {
+		t.Error("the backup is not asked at once")
+	}
+	r.ticks(2)
+	r.want(3, "n2")
+}
+
+// Seen to fail: a held primary that is left in office.
+func TestHeldPrimaryGivesWayToAMemberThatLacksNothing(t *testing.T) {
+	r := trio(t)
+	r.suspects("n1", true)
+	r.suspects("n2", true)
+	r.suspects("n3", true)
+	r.ticks(1)
+	r.nodes["n1"].Replicas[0].Role = RoleHeld
+	r.ticks(2 * testOptions.TDead)
+	r.want(2, "n1", "n2", "n3")
+	r.suspects("n3", false)
+	r.ticks(2)
+	r.want(3, "n3", "n2")
+}

@@ -71,8 +71,6 @@ func (n *nemesis) do(f fault, m *machine) {
 				return
 			}
 			n.cacheLost = true
-		} else if n.cacheLost && (f == faultKill || f == faultRestart || f == faultHandover) {
-			return // the view service does not know of the machine's death yet: it would promote the dead one
 		}
 	}
 	switch f {

@@ -68,8 +68,8 @@ var mutants = []mutant{
 		{"tools/sim/gateway.go", "			s.owed, k.unresolved = k.unresolved, nil\n", "			s.owed, k.unresolved = k.unresolved, nil\n			if " + on("oldnumbers") + " {\n s.numbers = s.name\n }\n"}}},
 	{"minanswer", "kill,power", 1, []edit{ // writes are answered with fewer than min_copies members
 		{"replication/pending.go", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() {", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() && " + off("minanswer") + " {"}}},
-	{"heldcuts", "blackout,power", 1, []edit{ // a held primary cuts or disowns learners
-		{"replication/outcast.go", "	return s.r.core.Suspect() &&", "	return " + off("heldcuts") + " && s.r.core.Suspect() &&"}}},
+	{"heldcuts", "blackout,power", 1, []edit{ // a primary that may lack something begins its tenure, and has others cut
+		{"replication/core.go", "		if c.suspect {\n			// Nothing", "		if " + off("heldcuts") + " && c.suspect {\n			// Nothing"}}},
 	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced
 		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + off("unfinished") + " && rep.Copying &&"}}},
 }
