@@ -70,7 +70,6 @@ func (s *Store) open() error {
 	}
 	err = s.meta.save(func(m *meta) {
 		m.Incarnation++
-		m.BootID = s.o.BootID
 		m.Flags &^= flagClean | flagBlank // wal.Open finished the blanking
 		m.CleanEnd = 0
 		if rec.Rotten != nil { // B8; and from now on the meta slot proves that it was durable

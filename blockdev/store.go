@@ -132,7 +132,8 @@ func (s *Store) Incarnation() uint64 { return s.meta.get().Incarnation }
 func (s *Store) CleanStart() bool { return s.clean }
 
 // SameBoot tells that the machine did not restart between the last run and this one, in which no write or sync of the log
-// failed: what was written then, synced or not, was not lost.
+// failed: what was written then, synced or not, was not lost. A run counts from its first SaveProtocol on: until then it may
+// not have noted what follows for it.
 func (s *Store) SameBoot() bool { return s.sameBoot }
 
 // Protocol is what SaveProtocol stored last; nil after Format. Not to be changed.
@@ -145,7 +146,7 @@ func (s *Store) SaveProtocol(b []byte) error {
 		return fmt.Errorf("blockdev: protocol state of %d bytes exceeds %d", len(b), MaxProtocolBytes)
 	}
 	b = slices.Clone(b)
-	return s.saveMeta(func(m *meta) { m.Protocol = b })
+	return s.saveMeta(func(m *meta) { m.Protocol, m.BootID = b, s.o.BootID })
 }
 
 // saveMeta saves and poisons the store if that fails.
