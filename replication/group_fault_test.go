@@ -2,6 +2,7 @@ package replication
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -440,5 +441,32 @@ func TestFailedSyncMakesASuspectOfTheNextProcess(t *testing.T) {
 	g.start("b")
 	if !g.replica("b").Report().Suspect {
 		t.Error("the next process takes it that nothing was lost")
+	}
+}
+
+// A primary that was replaced and does not know it may have missed that the volume has grown. Seen to fail: an answer at
+// once.
+func TestOnlyAPrimaryThatStillIsOneSaysWhereTheVolumeEnds(t *testing.T) {
+	g := newGroup(t, groupOptions{replicas: 2, size: 4 << 20, logBytes: 16 << 20, segBytes: 4 << 20, sync: viewsvc.SyncAlways})
+	c, err := dialReplica(g.open(2), "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.s.Close()
+	unpin := g.pin()
+	defer unpin()
+	g.stop("b") // nobody confirms any more that a is the primary
+	q := write(4<<20, versionBlock(0, 1))
+	c.s.Submit([]*blockdev.Request{q})
+	r := g.replica("a")
+	r.mu.Lock()
+	waiting := len(r.readWait)
+	r.mu.Unlock()
+	if waiting != 1 {
+		t.Fatalf("%d requests wait", waiting)
+	}
+	unpin()
+	if <-c.done; !errors.Is(q.Err, blockdev.ErrOutOfRange) {
+		t.Errorf("answer %v", q.Err)
 	}
 }

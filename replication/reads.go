@@ -138,6 +138,9 @@ func (r *Replica) readLoop() {
 		r.mu.Unlock()
 
 		for _, q := range burst {
+			if q.Err != nil {
+				continue // past the end
+			}
 			switch q.Op {
 			case blockdev.OpExtents:
 				q.Err = r.extents(q)

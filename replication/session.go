@@ -190,7 +190,10 @@ func (s *session) Submit(burst []*blockdev.Request) {
 	writes, reads, others := 0, 0, 0
 	for _, q := range burst {
 		q.Err = nil
-		if q.Err = check(q, size); q.Err != nil || trivial(q) {
+		if q.Err = check(q, size); q.Err == blockdev.ErrOutOfRange {
+			reads++ // what the size is only a primary knows that still is one
+			continue
+		} else if q.Err != nil || trivial(q) {
 			now = append(now, q)
 			continue
 		}
@@ -233,6 +236,15 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 	for _, q := range burst {
 		if len(skip) > 0 && skip[0] == q {
 			skip = skip[1:]
+			continue
+		}
+		switch {
+		case q.Err == nil:
+		case readNow:
+			r.readQueue = append(r.readQueue, readReq{req: q, s: s})
+			continue
+		default:
+			r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
 			continue
 		}
 		switch q.Op {
