@@ -71,11 +71,13 @@ func Damaged(err error) bool {
 	return damaged || wal.Damaged(err)
 }
 
-// CorruptBlockError tells that a block's content does not match its checksum (P6). Other blocks are fine.
+// CorruptBlockError tells that a block's content does not match its checksum (P6), or that the disk does not give it. Other
+// blocks are fine.
 type CorruptBlockError struct {
 	Block uint64
 	InLog bool    // else in the image
 	Pos   wal.Pos // where in the log
+	Err   error   // the disk's, or nil
 }
 
 func (e *CorruptBlockError) Error() string {
@@ -83,5 +85,10 @@ func (e *CorruptBlockError) Error() string {
 	if e.InLog {
 		where = fmt.Sprintf("log position %d", e.Pos)
 	}
+	if e.Err != nil {
+		return fmt.Sprintf("blockdev: block %d cannot be read (%s): %v", e.Block, where, e.Err)
+	}
 	return fmt.Sprintf("blockdev: block %d is corrupt (%s)", e.Block, where)
 }
+
+func (e *CorruptBlockError) Unwrap() error { return e.Err }

@@ -1,7 +1,9 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
 
 	"lockstep/wal"
 )
@@ -169,10 +171,10 @@ func (s *Store) reread(block uint64, dst []byte, newest bool) (uint32, error) {
 			return l.sum, nil
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, syscall.EIO) {
 		return 0, fmt.Errorf("blockdev: read block %d: %w", block, err)
 	}
-	corrupt := &CorruptBlockError{Block: block, InLog: !before.inImage(), Pos: before.pos}
+	corrupt := &CorruptBlockError{Block: block, InLog: !before.inImage(), Pos: before.pos, Err: err}
 	s.emit(EventCorruptBlock{corrupt})
 	return 0, corrupt
 }

@@ -53,7 +53,7 @@
 //	Sums      peer     nothing if its sums are the same, else they
 //	Mend      primary  a block's content as of the commit LSN
 //	Fetch     primary  a block's number, on a connection of its own  Block
-//	Block     backup   its content as of an LSN
+//	Block     backup   its content as of an LSN; nothing if it is bad there, too
 //	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant, whether it is a suspect
 //
 // # Steps
@@ -74,7 +74,7 @@
 //     region changed since the learner's commit point is copied while new frames flow. Where the log reaches back and
 //     takes clearly more than the blocks that it changed (written over, or in small frames), its headers tell these
 //     blocks, and they alone are copied: a replica that was away for a short while is sent what differs, once. A block
-//     that is bad here and with everybody is copied as lost: an error there, too, until a client writes it. While it is copied to, a learner
+//     that is bad here and, as they say, with all other members is copied as lost: an error there, too, until a client writes it. While it is copied to, a learner
 //     hears of commit points in the order of what it is sent: no region is older than what it may have applied (I13).
 //     When the copy is complete and the learner's log is close to the commit point, the primary puts it into R: commit
 //     waits for it from there on.

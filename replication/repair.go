@@ -21,6 +21,7 @@ const (
 	repairTries   = 3
 	repairPause   = 150 * time.Millisecond // a backup hears of the newest commit with the next heartbeat
 	repairTimeout = 2 * time.Second        // for one backup
+	regionTries   = 10                     // repairs that may fail while a region is read
 )
 
 // fetch asks a member for a block.
@@ -33,8 +34,10 @@ type fetch struct {
 	Block   uint64            `json:"block"`
 }
 
-// errNoCopy ends a repair that found no good copy.
-var errNoCopy = errors.New("replication: no member has a good copy")
+var (
+	errNoCopy   = errors.New("replication: no member has a good copy")
+	errBadThere = errors.New("replication: the block is bad there, too")
+)
 
 // readRepaired reads committed data, and repairs what it finds bad as long as another member can help.
 func (r *Replica) readRepaired(block uint64, dst []byte) error {
@@ -54,21 +57,29 @@ func (r *Replica) readNewestRepaired(block uint64, dst []byte) error {
 	return r.repairAndRead(err, r.store.ReadNewest, block, dst)
 }
 
-// readRegionRepaired is the same for a region that is to be copied. One bad block must not keep a learner away for ever:
-// what no member can help with is lost, here and at the learner, until a client writes it.
-func (r *Replica) readRegionRepaired(region int, want blockdev.BlockMask, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
-	var tried, lost blockdev.BlockMask
-	for {
+// readRegion is the same for a region that is to be copied. One bad block must not keep a learner away for ever: what every
+// member has said it cannot read is lost, here and at the learner, until a client writes it. A member that does not answer
+// may have it: it answers again, or is a member no more, before long.
+func (s *stream) readRegion(region int, want blockdev.BlockMask, img *blockdev.RegionImage) (asOf wal.LSN, err error) {
+	r := s.r
+	var repaired, lost blockdev.BlockMask
+	for failures := 0; ; {
 		asOf, err = r.store.ReadRegion(region, want, lost, img)
 		var bad *blockdev.CorruptBlockError
-		if err == nil || r.ctx.Err() != nil || !errors.As(err, &bad) {
+		if err == nil || s.ctx.Err() != nil || !errors.As(err, &bad) {
 			return asOf, err
 		}
 		i := int(bad.Block % blockdev.RegionBlocks)
-		if tried.Has(i) || r.repair(bad.Block) != nil {
+		switch e := r.repair(bad.Block); {
+		case e == nil && !repaired.Has(i):
+			repaired.Add(i)
+		case e == nil, errors.Is(e, errNoCopy): // or this disk does not keep what it is given
 			lost.Add(i)
+		default:
+			if failures++; failures >= regionTries {
+				return 0, errors.Join(err, e) // the stream begins again, as often as it takes
+			}
 		}
-		tried.Add(i)
 	}
 }
 
@@ -86,9 +97,9 @@ func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, bloc
 	}
 }
 
-// repair replaces a bad block by a backup's.
+// repair replaces a bad block by another member's. errNoCopy: each of them has said that its own is bad, or there is none.
 func (r *Replica) repair(block uint64) error {
-	err := errNoCopy
+	var err error
 	for try := range repairTries {
 		if try > 0 {
 			if !sleep(r.ctx, r.rt, repairPause) {
@@ -96,9 +107,7 @@ func (r *Replica) repair(block uint64) error {
 			}
 		}
 		fetches := r.fetches(block)
-		if len(fetches) == 0 {
-			return err
-		}
+		bad := 0
 		for _, f := range fetches {
 			data, asOf, e := r.fetchBlock(f)
 			if e == nil {
@@ -106,7 +115,13 @@ func (r *Replica) repair(block uint64) error {
 					return nil
 				}
 			}
+			if errors.Is(e, errBadThere) {
+				bad++
+			}
 			err = fmt.Errorf("replication: repair block %d from %s: %w", block, f.To, e)
+		}
+		if bad == len(fetches) {
+			return errNoCopy
 		}
 	}
 	return err
@@ -152,6 +167,9 @@ func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	if m.Type == msgBlock && len(body) == 0 {
+		return nil, 0, errBadThere
+	}
 	if m.Type != msgBlock || len(body) != blockdev.BlockSize {
 		return nil, 0, fmt.Errorf("%w: type %d of %d bytes in answer to a fetch", errWire, m.Type, len(body))
 	}
@@ -179,9 +197,12 @@ func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
 	}
 	asOf := r.store.Marks().Committed // before the block is read
 	data := make([]byte, blockdev.BlockSize)
-	if err := r.store.Read(f.Block, data); err != nil {
+	err := r.store.Read(f.Block, data)
+	if _, bad := errors.AsType[*blockdev.CorruptBlockError](err); bad {
+		data = nil
+	} else if err != nil {
 		return err
 	}
-	_, err := conn.Write(msg{Type: msgBlock, View: f.View, A: uint64(asOf)}.encode(data))
+	_, err = conn.Write(msg{Type: msgBlock, View: f.View, A: uint64(asOf)}.encode(data))
 	return err
 }

@@ -322,7 +322,7 @@ func (s *stream) shipRegion(q *sendq, c *regionCopy) error {
 		c.sent = true
 		return nil
 	}
-	asOf, err := r.readRegionRepaired(g, want, &c.img)
+	asOf, err := s.readRegion(g, want, &c.img)
 	if err != nil {
 		return err
 	}
