@@ -280,6 +280,12 @@ func TestBitFlipsAreFoundAndRepaired(t *testing.T) {
 	}
 	r.check(r.s.Repair(3, good, r.end()))
 	expect(99, false)
+
+	// Zeroes take no space again.
+	r.check(r.s.Repair(3, make([]byte, BlockSize), r.end()))
+	if n, state, err := r.s.Extent(3, 1); n != 1 || state&ExtentHole == 0 || err != nil {
+		t.Errorf("a block that was made good with zeroes: state %v, error %v", state, err)
+	}
 	r.check(r.s.Close())
 }
 

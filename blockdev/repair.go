@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"bytes"
 	"fmt"
 
 	"lockstep/wal"
@@ -54,7 +55,13 @@ func (s *Store) repairImage(block uint64, data []byte, sum uint32, asOf wal.LSN)
 	if stored[0] != sum && s.regions.get(int(block/RegionBlocks)) > asOf {
 		return fmt.Errorf("%w: block %d as of %d", ErrStale, block, asOf)
 	}
-	err := s.writeImage(block, data)
+	var err error
+	if bytes.Equal(data, zeroes[:]) {
+		sum = sumHole
+		err = s.zeroImage(block, 1, sum)
+	} else {
+		err = s.writeImage(block, data)
+	}
 	if err == nil {
 		err = s.sums.set(block, sum)
 	}
