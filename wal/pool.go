@@ -105,10 +105,24 @@ func createSegment(fsys vfs.FS, name string, size int64, zeroes []byte) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	for off := int64(0); off < size; off += int64(len(zeroes)) {
-		n := min(int64(len(zeroes)), size-off)
+	// The disk may be serving another log: it is never given more than two pieces at a time, or a whole segment would be in
+	// front of that log's next write.
+	cleaner, _ := f.(vfs.Cleaner)
+	for off, piece := int64(0), int64(len(zeroes)); off < size; off += piece {
+		n := min(piece, size-off)
 		if _, err := f.WriteAt(zeroes[:n], off); err != nil {
 			return err
+		}
+		if cleaner == nil {
+			continue
+		}
+		if err := cleaner.CleanStart(off, n); err != nil {
+			return err
+		}
+		if off > 0 {
+			if err := cleaner.CleanWait(off-piece, piece); err != nil {
+				return err
+			}
 		}
 	}
 	return f.Sync()
