@@ -169,6 +169,12 @@
 // log is a fraction of the primary's begins its stream anew whenever its log is full of records whose commit it has yet to
 // hear of: it keeps up, and costs more. One whose log is too small for the frames that clients' writes make never joins.
 //
+// Where the log does not reach back a region of 1 MiB goes whole, also for one block of it. Its blocks' sums, exchanged first,
+// would tell those that differ, but not for certain: of a few hundred million blocks that changed, as a copy of a TiB may have,
+// one has the sum that it had before with a probability of some per cent, and nobody would ever notice. A record number for
+// each block would be 2 GiB for a TiB, written with every block. So the log is what makes rejoining cheap: size it for the
+// outages that are to be.
+//
 // A replica in whose log recovery finds a hole (wal: W7) is refused, whatever it was: a learner by its own view may be a
 // member by a newer one and have acknowledged what the hole had, and its image may be ahead of what would be left of the
 // log, so that it is neither a prefix of history nor a copy in the making. Its directory is moved away by people.
