@@ -146,7 +146,12 @@ func (s *Store) SaveProtocol(b []byte) error {
 		return fmt.Errorf("blockdev: protocol state of %d bytes exceeds %d", len(b), MaxProtocolBytes)
 	}
 	b = slices.Clone(b)
-	return s.saveMeta(func(m *meta) { m.Protocol, m.BootID = b, s.o.BootID })
+	return s.saveMeta(func(m *meta) {
+		m.Protocol = b
+		if s.Err() == nil { // it may have failed while this waited
+			m.BootID = s.o.BootID
+		}
+	})
 }
 
 // saveMeta saves and poisons the store if that fails.
