@@ -22,7 +22,7 @@ const (
 	EventPoisoned   EventKind = "poisoned"    // a replica's storage failed
 	EventPropose    EventKind = "propose"     // a view was asked for
 	EventFormatted  EventKind = "formatted"   // a new replica was made
-	EventDeleted    EventKind = "deleted"     // a replica of a deleted volume was removed
+	EventDeleted    EventKind = "deleted"     // a replica was removed: the volume was deleted, or has enough copies
 	EventOutcast    EventKind = "outcast"     // a replica that history went on without was set aside
 	EventNoRoom     EventKind = "no_room"     // a replica cannot be made as large as the volume is to be: Err
 	EventUnusable   EventKind = "unusable"    // a replica's directory cannot be opened

@@ -287,7 +287,7 @@ func (n *Node) deleteReplica(v viewsvc.Volume, r *Replica) error {
 		}
 	}
 	if err := blockdev.Remove(n.opts.FS, n.home.volumeDir(v.ID)); err != nil {
-		return fmt.Errorf("node: remove the replica of deleted volume %s: %w", v.Name, err)
+		return fmt.Errorf("node: remove the replica of volume %s: %w", v.Name, err)
 	}
 	n.opts.OnEvent(Event{Kind: EventDeleted, Volume: v.Name, Replica: id})
 	return nil

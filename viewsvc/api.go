@@ -38,6 +38,7 @@ func newHTTPServer(s *Server) *http.Server {
 	handle(routes, s, "DELETE /v1/nodes/{id}", s.handleForget)
 	handle(routes, s, "POST /v1/volumes", s.handleCreate)
 	handle(routes, s, "DELETE /v1/volumes/{name}", s.handleDelete)
+	handle(routes, s, "DELETE /v1/volumes/{name}/copies/{node}", s.handleDrop)
 	handle(routes, s, "POST /v1/volumes/{name}/resize", s.handleResize)
 	handle(routes, s, "POST /v1/volumes/{name}/handover", s.handleHandover)
 	handle(routes, s, "POST /v1/volumes/{name}/resume", s.handleResume)

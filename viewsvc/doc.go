@@ -26,6 +26,7 @@
 //	resize.go              how a volume grows
 //	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
 //	forget.go              nodes that are gone for good
+//	drop.go                copies that nobody needs
 //	snapshot.go            its form on disk, versioned JSON
 //	monitor.go, detector.go, health.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
@@ -80,6 +81,7 @@
 //	DELETE /v1/nodes/N                                            forget.go
 //	POST   /v1/volumes                 Volume → Volume
 //	DELETE /v1/volumes/V
+//	DELETE /v1/volumes/V/copies/N                                 drop.go
 //	POST   /v1/volumes/V/resize        {size}                     the volume has it when its status says so
 //	POST   /v1/volumes/V/handover      {node} → View              held until done, HandoverTimeout at most
 //	POST   /v1/volumes/V/resume

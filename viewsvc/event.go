@@ -23,6 +23,7 @@ const (
 	EventNodeForgotten EventKind = "node_forgotten" // by an operator: Node
 	EventNodeRefused   EventKind = "node_refused"   // foreign or duplicate: Node, Err
 	EventReplica       EventKind = "replica"        // a copy was registered: Volume, Node, Replica
+	EventCopyDropped   EventKind = "copy_dropped"   // an operator wants a spare copy removed: Volume, Node
 	EventRejected      EventKind = "rejected"       // a command of this service was rejected: Err
 	EventPaused        EventKind = "paused"         // this server did not run for long; the grace period starts anew
 	EventSick          EventKind = "sick"           // a replica's disk hangs: Volume, Replica

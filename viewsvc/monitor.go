@@ -183,6 +183,8 @@ func (m *Monitor) Changed(c Command, r Result) {
 		m.event(Event{Kind: EventVolumeResize, Volume: r.Volume, Text: text})
 	case OpGrown:
 		m.event(Event{Kind: EventVolumeGrown, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
+	case OpDrop:
+		m.event(Event{Kind: EventCopyDropped, Volume: r.Volume, Node: c.Node.ID})
 	case OpInit, OpAssign, OpUnassign:
 	}
 	if r.Gone {
@@ -271,6 +273,7 @@ func (m *Monitor) settle(id VolumeID) {
 		m.planView(v, w)
 		m.planSize(v)
 		m.planCopies(v, w)
+		m.planBurial(v)
 	}
 	m.recruit(v, w)
 	m.announce(v, w)

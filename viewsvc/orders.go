@@ -17,7 +17,7 @@ func (m *Monitor) recruit(v *volumeState, w *volumeWatch) {
 	}
 	var able []ReplicaReport
 	for _, a := range v.Assigned {
-		if a.Replica != "" && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica) {
+		if a.Replica != "" && !a.Dropping && !v.View.Has(a.Replica) && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica) {
 			rep, _ := m.report(v, a.Replica)
 			able = append(able, rep)
 		}
@@ -44,7 +44,7 @@ func (m *Monitor) recruit(v *volumeState, w *volumeWatch) {
 func (m *Monitor) peers(v *volumeState) []Peer {
 	ids := make([]ReplicaID, 0, len(v.Assigned))
 	for _, a := range v.Assigned {
-		if a.Replica != "" {
+		if a.Replica != "" && !a.Dropping {
 			ids = append(ids, a.Replica)
 		}
 	}
@@ -81,7 +81,7 @@ func (m *Monitor) perhapsAlive(v *volumeState, r ReplicaID) bool {
 
 // ordersFor is what a node is to know and do about a volume.
 func (m *Monitor) ordersFor(v *volumeState, w *volumeWatch, a Assignment, peers []Peer) VolumeOrders {
-	o := VolumeOrders{Volume: v.Volume, Replica: a.Replica, View: v.View, Peers: peers, Delete: v.Deleting}
+	o := VolumeOrders{Volume: v.Volume, Replica: a.Replica, View: v.View, Peers: peers, Delete: v.Deleting || a.Dropping}
 	if c := w.check; c != nil && a.Replica != "" && (a.Replica == v.View.Primary || c.Scrub) {
 		o.Check = c
 	}
@@ -102,7 +102,7 @@ func (m *Monitor) lost(v *volumeState, w *volumeWatch, a Assignment) bool {
 		t = &timer{}
 		w.lacking[a.Node] = t
 	}
-	lacks := a.Replica != "" && !v.Deleting && !w.refused && m.life(a.Node) == lifeAlive
+	lacks := a.Replica != "" && !v.Deleting && !a.Dropping && !w.refused && m.life(a.Node) == lifeAlive
 	for _, r := range m.node(a.Node).reports {
 		lacks = lacks && r.Volume != v.Volume.ID
 	}
@@ -150,11 +150,8 @@ func (m *Monitor) troubles(v *volumeState) []Trouble {
 	return list
 }
 
-// unassigned takes the orders from a node that has nothing to do with a deleted volume any more.
+// unassigned takes the orders from a node that has nothing to do with a volume any more.
 func (m *Monitor) unassigned(v *volumeState) {
-	if !v.Deleting {
-		return
-	}
 	for _, n := range m.nodes {
 		if _, ok := n.orders[v.Volume.ID]; ok && v.assignment(n.id) == nil {
 			delete(n.orders, v.Volume.ID)

@@ -250,7 +250,13 @@ func (m *Monitor) opening(v *volumeState, r ReplicaID) bool {
 func (m *Monitor) planCopies(v *volumeState, w *volumeWatch) {
 	short := v.View.Num > 0 && len(v.View.Members()) < v.Volume.Copies && !m.hasSpare(v)
 	waited := w.short.held(m.now, short)
-	if len(v.Assigned) >= v.Volume.Copies && (!short || waited < m.opt.RecruitAfter) {
+	kept := 0
+	for _, a := range v.Assigned {
+		if !a.Dropping {
+			kept++
+		}
+	}
+	if kept >= v.Volume.Copies && (!short || waited < m.opt.RecruitAfter) {
 		return
 	}
 	taken := func(n NodeID) bool { return v.assignment(n) != nil }
@@ -263,7 +269,7 @@ func (m *Monitor) planCopies(v *volumeState, w *volumeWatch) {
 func (m *Monitor) hasSpare(v *volumeState) bool {
 	for _, a := range v.Assigned {
 		switch {
-		case v.View.Has(a.Replica):
+		case v.View.Has(a.Replica), a.Dropping:
 		case a.Replica != "" && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica),
 			a.Replica == "" && m.life(a.Node) == lifeAlive: // it is being formatted
 			return true
@@ -290,10 +296,13 @@ func (m *Monitor) pickNodes(n int, except func(NodeID) bool) []NodeID {
 	return alive[:min(n, len(alive))]
 }
 
-// planBurial forgets the assignments of a deleted volume whose nodes have heard of that, hold no copy, and neither make
-// nor remove one.
+// planBurial forgets the assignments of a deleted volume, or those that are to be dropped, whose nodes have heard of that,
+// hold no copy, and neither make nor remove one.
 func (m *Monitor) planBurial(v *volumeState) {
 	for _, a := range v.Assigned {
+		if !v.Deleting && !a.Dropping {
+			continue
+		}
 		n := m.nodes[a.Node]
 		if n == nil || m.life(a.Node) != lifeAlive || !n.orders[v.Volume.ID].Delete || n.newsSeen != n.news {
 			continue

@@ -19,7 +19,8 @@ const (
 	OpCreate   Op = "create"   // create a volume and assign nodes to it
 	OpDelete   Op = "delete"   // mark a volume as deleted
 	OpAssign   Op = "assign"   // a further node shall hold a copy
-	OpUnassign Op = "unassign" // a node dropped its copy of a deleted volume
+	OpDrop     Op = "drop"     // a node shall drop its copy, which is a spare
+	OpUnassign Op = "unassign" // a node dropped its copy: it was to, or the volume was deleted
 	OpReplica  Op = "replica"  // register the copy that an assigned node made
 	OpView     Op = "view"     // make a view
 	OpForget   Op = "forget"   // forget a node
@@ -34,10 +35,10 @@ type Command struct {
 	Op       Op        `json:"op"`
 	Time     time.Time `json:"time,omitzero"`     // OpView, OpClaim: for people
 	Cluster  string    `json:"cluster,omitempty"` // OpInit
-	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpUnassign, OpReplica, OpForget
+	Node     NodeInfo  `json:"node,omitzero"`     // OpNode; the ID alone for OpAssign, OpDrop, OpUnassign, OpReplica, OpForget
 	Nodes    []NodeID  `json:"nodes,omitempty"`   // OpCreate: the assigned nodes, the first primary's first
 	Create   *Volume   `json:"create,omitempty"`  // OpCreate
-	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpUnassign, OpReplica, OpClaim, OpResize, OpGrown
+	Volume   VolumeID  `json:"volume,omitempty"`  // OpDelete, OpAssign, OpDrop, OpUnassign, OpReplica, OpClaim, OpResize, OpGrown
 	Replica  ReplicaID `json:"replica,omitempty"` // OpReplica
 	Proposal *Proposal `json:"proposal,omitempty"`
 	Veto     string    `json:"veto,omitempty"` // OpView: why the leader will not have it, whatever the rules say
@@ -66,6 +67,8 @@ type Result struct {
 type Assignment struct {
 	Node    NodeID    `json:"node"`
 	Replica ReplicaID `json:"replica,omitempty"` // "" until the node reported one
+
+	Dropping bool `json:"dropping,omitempty"` // it is to be removed, and counts for nothing (drop.go)
 }
 
 // volumeState is a volume in the replicated state.
@@ -109,7 +112,7 @@ func (v *volumeState) assignment(n NodeID) *Assignment {
 
 // present tells whether r is the present copy of a node that is to have one.
 func (v *volumeState) present(r ReplicaID) bool {
-	return r != "" && slices.ContainsFunc(v.Assigned, func(a Assignment) bool { return a.Replica == r })
+	return r != "" && slices.ContainsFunc(v.Assigned, func(a Assignment) bool { return a.Replica == r && !a.Dropping })
 }
 
 // State is what the view servers agree on. It is pure: the same commands in the same order give the same state,
@@ -157,6 +160,8 @@ func (s *State) Apply(c Command) (Result, error) {
 		return s.applyDelete(c)
 	case OpAssign:
 		return s.applyAssign(c)
+	case OpDrop:
+		return s.applyDrop(c)
 	case OpUnassign:
 		return s.applyUnassign(c)
 	case OpReplica:
@@ -253,10 +258,16 @@ func (s *State) applyDelete(c Command) (Result, error) {
 
 func (s *State) applyUnassign(c Command) (Result, error) {
 	v := s.volumes[c.Volume]
-	if v == nil || !v.Deleting {
-		return Result{}, fmt.Errorf("%w: volume %s is not being deleted", ErrInvalid, c.Volume)
+	if v == nil {
+		return Result{}, fmt.Errorf("%w: volume %s", ErrNotFound, c.Volume)
+	}
+	if a := v.assignment(c.Node.ID); !v.Deleting && (a == nil || !a.Dropping) {
+		return Result{}, fmt.Errorf("%w: node %s is to keep its copy of volume %s", ErrInvalid, c.Node.ID, v.Volume.Name)
 	}
 	v.Assigned = slices.DeleteFunc(v.Assigned, func(a Assignment) bool { return a.Node == c.Node.ID })
+	if !v.Deleting {
+		return Result{Volume: v.Volume.ID}, nil
+	}
 	return s.bury(v), nil
 }
 
@@ -292,7 +303,7 @@ func (s *State) applyReplica(c Command) (Result, error) {
 	a := v.assignment(c.Node.ID)
 	node, known := v.Replicas[c.Replica]
 	switch {
-	case a == nil:
+	case a == nil || a.Dropping:
 		return Result{}, fmt.Errorf("%w: node %s is not assigned to volume %s", ErrInvalid, c.Node.ID, v.Volume.Name)
 	case c.Replica == "" || len(c.Replica) > maxNameBytes:
 		return Result{}, fmt.Errorf("%w: %q is no replica ID", ErrInvalid, c.Replica)

@@ -68,7 +68,7 @@
 //	size.go, address.go, name.go  values on the command line
 //	operator.go                   what the operator's commands have in common
 //	status*.go, views.go, events.go  what the cluster looks like, a verdict first, and how it came to that
-//	volume.go, resize.go, handover.go, force.go, forget.go  what an operator can change
+//	volume.go, resize.go, handover.go, force.go, forget.go, drop.go  what an operator can change
 //	wal*.go                       a look into a replica's directory
 //	role*.go, logging.go          the roles
 //	attach*.go, detach.go         block devices

@@ -191,6 +191,8 @@ func eventPhrase(k viewsvc.EventKind) string {
 		return "wanted larger"
 	case viewsvc.EventVolumeGrown:
 		return "has become larger"
+	case viewsvc.EventCopyDropped:
+		return "is to remove its copy"
 	case viewsvc.EventVolumeGone:
 		return "its last copy is gone"
 	case viewsvc.EventVolumeRefused:

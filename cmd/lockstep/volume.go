@@ -14,12 +14,12 @@ import (
 func newVolume(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volume",
-		Short: "Create, list, show, resize, resume, force, detach and delete volumes",
+		Short: "Create, list, show, resize, resume, force, detach and delete volumes, drop copies",
 		Args:  wantSubcommand,
 		RunE:  noSubcommand,
 	}
 	cmd.AddCommand(newVolumeCreate(env), newVolumeList(env), newVolumeShow(env), newVolumeResize(env), newVolumeResume(env),
-		newVolumeForce(env), newVolumeDetachAll(env), newVolumeDelete(env))
+		newVolumeForce(env), newVolumeDetachAll(env), newVolumeDropCopy(env), newVolumeDelete(env))
 	return cmd
 }
 
