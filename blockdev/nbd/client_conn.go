@@ -4,14 +4,15 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
 	"lockstep/blockdev"
 )
 
-// Handler gets what comes back on a Conn. Its methods are called by one goroutine, without locks of the Conn; they may
-// call Submit and Close, and must not block for long, as no reply is read meanwhile.
+// Handler gets what comes back on a Conn. Its methods are called by one goroutine at a time, the Conn's own or one that
+// is in Poll; they may call the Conn's, and must not block for long, as no reply is read meanwhile.
 type Handler interface {
 	// Complete hands finished requests back, in no particular order; Err has the result. The slice is the Conn's
 	// again on return.
@@ -32,7 +33,11 @@ type Conn struct {
 	context    uint32 // base:allocation, if info.Extents
 
 	handler Handler
-	done    []*blockdev.Request // the reader's own
+
+	// reading guards the replyReader, in, and done. It comes before mu, and is held while the Handler is called.
+	reading sync.Mutex
+	replyReader
+	done []*blockdev.Request
 
 	slots    []clientSlot
 	numbered bool // requests bring their slots (ClientOptions.Numbered)
@@ -91,6 +96,7 @@ func (c *Conn) Info() ExportInfo { return c.info }
 func (c *Conn) Start(h Handler) {
 	c.mu.Lock()
 	c.handler, c.started = h, true
+	c.initReader()
 	c.mu.Unlock()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() { // ends by stop; kill ends its wait for the socket

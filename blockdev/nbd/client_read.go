@@ -10,8 +10,10 @@ import (
 	"lockstep/blockdev"
 )
 
-// receive reads replies until the connection ends, and does what is left to do then.
+// receive reads replies until the connection ends, and does what is left to do then. It keeps c.reading for good, so that
+// no Poll completes anything after Closed (N9).
 func (c *Conn) receive(stop chan<- struct{}, stopped <-chan struct{}) {
+	c.reading.Lock()
 	err := c.readReplies()
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("%w: %w", ErrHungUp, err)
@@ -29,35 +31,47 @@ func (c *Conn) receive(stop chan<- struct{}, stopped <-chan struct{}) {
 	c.handler.Closed(err)
 }
 
-// readReplies reads replies and completes their requests, as many at a time as a read brought.
+// readReplies reads replies and completes their requests, as many at a time as a read brought. c.reading is held.
 func (c *Conn) readReplies() error {
 	for {
-		c.mu.Lock()
-		missing, rest, err := c.parseLocked()
-		c.assignLocked() // slots may have become free
-		c.flushLocked()
-		c.mu.Unlock()
-		c.complete()
-		switch {
-		case err != nil:
-			return err
-		case rest.slot != nil:
-			err = c.in.readFull(rest.dst)
-			if err == nil {
-				c.mu.Lock()
-				err = c.arrivedLocked(rest)
-				c.mu.Unlock()
+		if c.rest.slot == nil { // else a Poll has left it
+			if err := c.takeReplies(); err != nil {
+				return err
 			}
-		default:
-			err = c.in.fill(missing)
-			if err == io.EOF && len(c.in.buffered()) > 0 {
-				err = io.ErrUnexpectedEOF
-			}
+		}
+		var err error
+		if c.rest.slot != nil {
+			err = c.readRest()
+		} else {
+			err = c.awaitMore()
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// readRest waits for the rest of a reply that is read to where it belongs directly.
+func (c *Conn) readRest() error {
+	if err := c.in.readFull(c.rest.dst); err != nil {
+		return err
+	}
+	rest := c.rest
+	c.rest = remainder{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.arrivedLocked(rest)
+}
+
+// takeReplies completes the requests whose replies are in the buffer.
+func (c *Conn) takeReplies() (err error) {
+	c.mu.Lock()
+	c.missing, c.rest, err = c.parseLocked()
+	c.assignLocked() // slots may have become free
+	c.flushLocked()
+	c.mu.Unlock()
+	c.complete()
+	return err
 }
 
 // remainder is the rest of a reply whose header is off the stream: it is read to where it belongs directly.

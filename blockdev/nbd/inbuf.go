@@ -27,11 +27,7 @@ func (b *inbuf) skip(n int) {
 // fill reads once, whatever there is. It returns an error only if it read nothing. want says how many bytes from the
 // first unread one must fit; it is at most len(buf).
 func (b *inbuf) fill(want int) error {
-	if b.r+want > len(b.buf) || b.w == len(b.buf) {
-		b.w = copy(b.buf, b.buf[b.r:b.w])
-		b.r = 0
-	}
-	n, err := b.src.Read(b.buf[b.w:])
+	n, err := b.src.Read(b.space(want))
 	b.w += n
 	if n > 0 {
 		return nil
@@ -40,6 +36,15 @@ func (b *inbuf) fill(want int) error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// space is room behind what is unread, where want bytes from the first unread one fit.
+func (b *inbuf) space(want int) []byte {
+	if b.r+want > len(b.buf) || b.w == len(b.buf) {
+		b.w = copy(b.buf, b.buf[b.r:b.w])
+		b.r = 0
+	}
+	return b.buf[b.w:]
 }
 
 // need returns n unread bytes, reading more as often as it takes; n is at most len(buf). An end in the middle is

@@ -171,6 +171,20 @@ func (r *socketReader) tryReadv(fd uintptr) bool {
 	}
 }
 
+// rawRead does one system call on a non-blocking descriptor.
+func rawRead(fd uintptr, p []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
 // startTLS makes all that follows go through tc, which is over the connection.
 func (s *socket) startTLS(tc *tls.Conn) { s.nc, s.raw = tc, nil }
 

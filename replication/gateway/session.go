@@ -137,6 +137,7 @@ func (s *session) Submit(burst []*blockdev.Request) {
 	v.mu.Unlock()
 	if up != nil {
 		up.send(s.burst)
+		up.conn.Poll()
 	}
 }
 
