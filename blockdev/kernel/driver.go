@@ -66,7 +66,8 @@ func openNetlink(dial func() (endpoint, error)) (*Netlink, error) {
 	d := &Netlink{dial: dial, ep: ep, buf: make([]byte, datagramBytes)}
 	payload, err := d.call(unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 1, encodeFamilyQuery())
 	if errors.Is(err, unix.ENOENT) {
-		err = ErrNoDriver
+		ep.Close()
+		return nil, ErrNoDriver
 	}
 	if err == nil {
 		d.family, err = decodeFamily(payload)
