@@ -118,28 +118,10 @@ func format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 	if err := fsys.SyncDir(dir); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		size int64
-	}{
-		{imageName, imageFileSize(o.Size)},
-		{sumsName, sumsFileSize(o.Size)},
-		{regionsName, regionsFileSize(o.Size)},
-		{sessionsName, 2 * sessionsSlotBytes},
-	} {
-		if err := createSparse(fsys, path.Join(dir, f.name), f.size); err != nil {
-			return fmt.Errorf("%s: %w", f.name, err)
-		}
+	if err := createFiles(fsys, dir, o.Size); err != nil {
+		return err
 	}
-	m := meta{
-		ID:       o.Identity,
-		Segment:  o.SegmentBytes,
-		Segments: int(o.LogBytes / o.SegmentBytes),
-		Salt:     o.Salt,
-	}
-	if m.Salt == 0 {
-		m.Salt = defaultSalt(o.Identity)
-	}
+	m := firstMeta(o)
 	if err := wal.Create(walOptions(fsys, dir, m)); err != nil {
 		return err
 	}
@@ -163,6 +145,38 @@ func format(fsys vfs.FS, dir string, o FormatOptions) (err error) {
 		return err
 	}
 	return syncAncestors(fsys, dir)
+}
+
+// createFiles makes the files that are as large as the volume asks for.
+func createFiles(fsys vfs.FS, dir string, size uint64) error {
+	for _, f := range []struct {
+		name string
+		size int64
+	}{
+		{imageName, imageFileSize(size)},
+		{sumsName, sumsFileSize(size)},
+		{regionsName, regionsFileSize(size)},
+		{sessionsName, 2 * sessionsSlotBytes},
+	} {
+		if err := createSparse(fsys, path.Join(dir, f.name), f.size); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+	}
+	return nil
+}
+
+// firstMeta is what the metadata of a replica begins with.
+func firstMeta(o FormatOptions) meta {
+	m := meta{
+		ID:       o.Identity,
+		Segment:  o.SegmentBytes,
+		Segments: int(o.LogBytes / o.SegmentBytes),
+		Salt:     o.Salt,
+	}
+	if m.Salt == 0 {
+		m.Salt = defaultSalt(o.Identity)
+	}
+	return m
 }
 
 // syncAncestors makes the path to a directory stable: MkdirAll may have made any part of it, now or in a Format that
