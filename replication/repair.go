@@ -12,9 +12,9 @@ import (
 	"lockstep/wal"
 )
 
-// A block at the primary that fails its checksum, in the image or in the log, is fetched from a backup: a connection of its own carries
-// Fetch and is answered with Block, or closed. The other's committed content is verified by its own checksum when it
-// is read; Store.Repair refuses it if the block may have changed since.
+// A block at the primary that fails its checksum, in the image or in the log, is fetched from a backup: a connection of
+// its own carries Fetch and is answered with Block, or closed. The other's committed content is verified by its own
+// checksum when it is read; Store.Repair refuses it if the block may have changed since.
 
 // Limits of a repair.
 const (

@@ -112,8 +112,8 @@ func (r *Replica) notPrimary(id blockdev.SessionID) error {
 	return &blockdev.MovedError{To: exportname.FormatPrimary(exportname.Primary{View: uint64(v.Tenure), NBD: addr})}
 }
 
-// awaitOpen waits, with mu held, for a new primary to open, and to hear of who may attach: its clients are on their way already, and that is a matter
-// of milliseconds.
+// awaitOpen waits, with mu held, for a new primary to open, and to hear of who may attach: its clients are on their way
+// already, and that is a matter of milliseconds.
 func (r *Replica) awaitOpen(ctx context.Context) {
 	waits := func() bool {
 		st := r.core.State()

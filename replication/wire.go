@@ -25,7 +25,8 @@ import (
 //	12      4     length of the body
 //	16      8     view number of the sender
 //	24      8     a: Ack written LSN; Start common point; Region, Digest and Sums number; Mend block; Block as-of LSN
-//	32      8     b: Ack durable LSN; Region as-of LSN; Digest crc32c of the region's sums; Start and Copy the primary's log end; Confirm length of the grant, ns
+//	32      8     b: Ack durable LSN; Region as-of LSN; Digest crc32c of the region's sums; Start and Copy the primary's
+//	              log end; Confirm length of the grant, ns
 //	40      8     commit LSN of the primary; in an Ack the tenure of its sender's view
 //	48      8     nonce; Region the size of the primary's disk
 //	56      4     crc32c of the body; 0 for an Append, whose frame has checksums of its own
