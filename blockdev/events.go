@@ -13,9 +13,8 @@ type Event interface{ event() }
 // EventRecovered is emitted once by OpenStore.
 type EventRecovered struct {
 	Checkpoint, Committed, End wal.LSN
-	Clean                      bool              // the last stop was one
-	Torn                       bool              // pieces of unfinished frames were cut
-	Corruption                 *wal.CorruptError // what CutAlways cut, or nil
+	Clean                      bool // the last stop was one
+	Torn                       bool // pieces of unfinished frames were cut
 	Took                       time.Duration
 }
 

@@ -37,7 +37,7 @@ func (m meta) export() ReplicaMeta {
 		SegmentBytes: m.Segment, Segments: m.Segments, Salt: m.Salt,
 		Clean: m.Flags&flagClean != 0, Copying: m.Flags&flagCopying != 0, Blank: m.Flags&flagBlank != 0,
 		Checkpoint: wal.Start{LSN: m.Checkpoint.LSN, Pos: m.Checkpoint.Pos, Chain: m.Checkpoint.Chain,
-			Blank: m.Flags&flagBlank != 0, Durable: max(m.Commit, m.CleanEnd)},
+			Blank: m.Flags&flagBlank != 0, Learner: m.Flags&flagCopying != 0, Durable: max(m.Commit, m.CleanEnd)},
 		Commit: m.Commit, CleanEnd: m.CleanEnd, BootID: m.BootID,
 		Growing: m.Growing, Epochs: slices.Clone(m.Epochs), Protocol: slices.Clone(m.Protocol),
 	}

@@ -75,10 +75,6 @@ func (s *Store) open() error {
 		if rec.Rotten != nil { // B8; and from now on the meta slot proves that it was durable
 			m.Commit = max(m.Commit, wal.LSN(s.committed.Load()))
 		}
-		if rec.Corruption != nil {
-			m.Flags |= flagCopying // the image may hold records that the log lost
-			m.Commit = rec.Commit
-		}
 	})
 	if err != nil {
 		return err
@@ -88,7 +84,7 @@ func (s *Store) open() error {
 	}
 	s.emit(EventRecovered{
 		Checkpoint: m.Checkpoint.LSN, Committed: wal.LSN(s.committed.Load()), End: s.log.End(),
-		Clean: s.clean, Torn: rec.Torn, Corruption: rec.Corruption, Took: s.o.Now().Sub(began),
+		Clean: s.clean, Torn: rec.Torn, Took: s.o.Now().Sub(began),
 	})
 	return nil
 }
@@ -185,29 +181,25 @@ func (s *Store) openTables() error {
 // openLog reads the log from the checkpoint on and commits as far as is known: the largest commit LSN in the log
 // or in meta (B1).
 func (s *Store) openLog(m meta) (wal.Recovery, error) {
-	policy := wal.RefuseCorruption
-	if s.o.CutAlways {
-		policy = wal.CutAlways
-	}
 	start := wal.Start{
 		LSN: m.Checkpoint.LSN, Pos: m.Checkpoint.Pos, Chain: m.Checkpoint.Chain,
 		Blank:   m.Flags&flagBlank != 0,
+		Learner: m.Flags&flagCopying != 0 || s.o.Learner != nil && s.o.Learner(m.ID, m.Protocol),
 		Durable: max(m.Commit, m.CleanEnd), // nothing up to there is ever cut
 	}
 	var rec wal.Recovery
 	var err error
 	o := walOptions(s.o.FS, s.o.Dir, m)
 	o.Now = s.o.Now
-	s.log, rec, err = wal.Open(o, start, policy, s.visit)
+	s.log, rec, err = wal.Open(o, start, s.visit)
 	if err != nil {
 		s.log = nil
 		return rec, err
 	}
 	known := max(rec.Commit, m.Commit)
-	if known > rec.End && rec.Corruption == nil {
+	if known > rec.End {
 		return rec, &DamagedError{walName, fmt.Sprintf("ends with record %d, but %d was committed", rec.End, known)}
 	}
-	known = min(known, rec.End)
 	if rec.Rotten != nil && rec.Rotten.LSN > known {
 		// It was stable here, and is not known to be committed: it may have to be cut, and what proves it with it.
 		return rec, rec.Rotten

@@ -91,9 +91,9 @@ type StoreOptions struct {
 	// is not at all. ScrubEvery is the time between two passes; 0 is DefaultScrubEvery. Manual stores have no background.
 	ScrubRate  int64
 	ScrubEvery time.Duration
-	// CutAlways opens a log with a hole in what was stable (W7) by cutting it there, for a replica that will be
-	// brought up to date by others before it counts.
-	CutAlways bool
+	// Learner tells, by its identity and protocol state, whether the replica was being brought up to date by others:
+	// wal.Start has what that means (W7). nil: only while it was copied.
+	Learner func(id Identity, protocol []byte) bool
 	// OnEvent is told what happens; see Event.
 	OnEvent func(Event)
 	// OnRoom is called after a checkpoint that made room in the log for somebody who found it full. It must not

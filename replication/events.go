@@ -66,9 +66,6 @@ func storageEvent(volume string, e blockdev.Event) Event {
 	case blockdev.EventRecovered:
 		out.Kind, out.Took = EventRecovered, e.Took
 		out.Text = recoveredText(e)
-		if e.Corruption != nil {
-			out.Err = e.Corruption
-		}
 	case blockdev.EventCheckpoint:
 		out.Kind, out.Took, out.Text = EventCheckpoint, e.Took, fmt.Sprintf("record %d", e.LSN)
 	case blockdev.EventRepaired:

@@ -97,7 +97,7 @@ func (g *group) start(id viewsvc.ReplicaID) {
 	var made *Replica
 	var ready sync.WaitGroup
 	ready.Add(1)
-	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: vfs.FS(m.fs), Dir: "vol", BootID: fmt.Sprint("boot", m.boot),
+	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: vfs.FS(m.fs), Dir: "vol", BootID: fmt.Sprint("boot", m.boot), Learner: Learner,
 		OnRoom: func() { ready.Wait(); made.RoomMade() }})
 	if err != nil {
 		g.t.Fatal(err)

@@ -214,7 +214,7 @@ func (n *Node) openReplica(id viewsvc.VolumeID, v viewsvc.Volume) error {
 	var made atomic.Pointer[Replica] // the store's callbacks may come before there is one
 	var name atomic.Value            // the volume's, as soon as it is known
 	name.Store(string(id))
-	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: n.opts.FS, Dir: n.home.volumeDir(id),
+	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: n.opts.FS, Dir: n.home.volumeDir(id), Learner: Learner,
 		OnEvent: func(e blockdev.Event) { n.opts.OnEvent(storageEvent(name.Load().(string), e)) },
 		OnRoom: func() {
 			if r := made.Load(); r != nil {

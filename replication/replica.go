@@ -49,6 +49,13 @@ type hardState struct {
 	CopyBase wal.LSN        `json:"copy_base,omitempty"` // while copying: where the image was before
 }
 
+// Learner tells, by what its store has kept, whether a replica was a member of no view that it knew of, and took from a
+// primary what others had on stable storage already. It is a blockdev.StoreOptions.Learner.
+func Learner(id blockdev.Identity, protocol []byte) bool {
+	var hard hardState
+	return json.Unmarshal(protocol, &hard) == nil && !hard.View.Has(viewsvc.ReplicaID(id.Replica))
+}
+
 // Replica is one node's copy of a volume in all its roles. When it is an open primary it serves as a blockdev.Device.
 //
 // Locks, in order: a session's mu, then nothing; mu, then a sendq's mu. Nothing is completed and no socket is written

@@ -141,7 +141,7 @@ func (w *owner) check(found [][]byte, r Recovery) error {
 // recovers opens the log after a crash, checks it, appends what makes most trouble, and opens it once more.
 func (w *owner) recovers(m *memfs.FS) error {
 	killed := len(m.Pending()) > 0
-	l, r, found, err := open(w.o.on(m), w.start, RefuseCorruption)
+	l, r, found, err := open(w.o.on(m), w.start)
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (w *owner) recovers(m *memfs.FS) error {
 	}
 	if killed {
 		// What was found is durable even if now the power fails (W6).
-		_, r2, _, err := open(w.o.on(m.Crash(memfs.None)), w.start, RefuseCorruption)
+		_, r2, _, err := open(w.o.on(m.Crash(memfs.None)), w.start)
 		if err == nil && r2.End != r.End {
 			err = fmt.Errorf("record %d was found, but only %d after a power failure", r.End, r2.End)
 		}
@@ -165,7 +165,7 @@ func (w *owner) recovers(m *memfs.FS) error {
 	}
 	start := w.start
 	start.Blank = false
-	l2, r2, found, err := open(w.o.on(m.Crash(memfs.None)), start, RefuseCorruption)
+	l2, r2, found, err := open(w.o.on(m.Crash(memfs.None)), start)
 	if err != nil {
 		return fmt.Errorf("second recovery: %w", err)
 	}
@@ -199,19 +199,19 @@ func (w *owner) appendAgain(l *Log) []byte {
 
 // recoversInPieces crashes the recovery itself, in every way: the second one comes to the same end.
 func (w *owner) recoversInPieces(m *memfs.FS) error {
-	_, want, frames, err := open(w.o.on(m.Crash(memfs.All)), w.start, RefuseCorruption)
+	_, want, frames, err := open(w.o.on(m.Crash(memfs.All)), w.start)
 	if err != nil || !want.Torn && !w.start.Blank {
 		return err // it writes nothing
 	}
 	again := &memfs.Crasher{Check: func(disk *memfs.FS) error {
-		_, r, got, err := open(w.o.on(disk), w.start, RefuseCorruption)
+		_, r, got, err := open(w.o.on(disk), w.start)
 		if err == nil && (r.End != want.End || !sameFrames(got, frames)) {
 			err = fmt.Errorf("it ends with record %d, not %d", r.End, want.End)
 		}
 		return err
 	}}
 	again.Watch(m)
-	if _, _, _, err := open(w.o.on(m), w.start, RefuseCorruption); err != nil && again.Err == nil {
+	if _, _, _, err := open(w.o.on(m), w.start); err != nil && again.Err == nil {
 		return err
 	}
 	if again.Err != nil {
@@ -227,7 +227,7 @@ func crashes(t testing.TB, c memfs.Crasher, steps int, broken mutation) (int, er
 	o.broken = broken
 	w := &owner{o: o, rng: rand.New(rand.NewPCG(c.Seed, 1))}
 	var err error
-	if w.l, _, _, err = open(o, Start{}, RefuseCorruption); err != nil {
+	if w.l, _, _, err = open(o, Start{}); err != nil {
 		return 0, err
 	}
 	c.Promises = func() uint64 { return w.promises }

@@ -33,12 +33,12 @@ func TestCutFrameNeverComesBack(t *testing.T) {
 				if n, err := l.ReadFrames(to+1, nil); n != 0 || err != nil {
 					t.Errorf("a cut frame is read: %d, %v", n, err)
 				}
-				if _, r, _, err := open(o.on(m.Crash(memfs.None)), Start{}, RefuseCorruption); broken == 0 && (err != nil || r.End != to) {
+				if _, r, _, err := open(o.on(m.Crash(memfs.None)), Start{}); broken == 0 && (err != nil || r.End != to) {
 					t.Errorf("%d blocks: cut to %d, recovered up to %d, %v", blocks, to, r.End, err)
 				}
 				must1(l.Append(frames[to]))(t)
 				must1(l.Sync())(t)
-				_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{}, RefuseCorruption)
+				_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{})
 				if broken == 0 {
 					must(t, err)
 				}
@@ -67,7 +67,7 @@ func TestCutIsAtomic(t *testing.T) {
 			m.StopAt(m.Ops() + n)
 			err := l.Cut(2)
 			for _, fate := range memfs.Fates(m.Pending(), 1) {
-				_, r, _, openErr := open(o.on(m.Crash(fate)), Start{}, RefuseCorruption)
+				_, r, _, openErr := open(o.on(m.Crash(fate)), Start{})
 				if openErr != nil || r.End != 2 && (r.End != 12 || err == nil) {
 					failures++
 				}
@@ -213,7 +213,7 @@ func TestMarkOfAnotherEndIsNotBelieved(t *testing.T) {
 		grow(t, l, 2)
 		edit(t, m, 0, at, b[:])
 		var corrupt *CorruptError
-		if _, _, _, err := open(o, Start{}, RefuseCorruption); !errors.As(err, &corrupt) || corrupt.LSN != 3 {
+		if _, _, _, err := open(o, Start{}); !errors.As(err, &corrupt) || corrupt.LSN != 3 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

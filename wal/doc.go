@@ -80,7 +80,8 @@
 //	    segment, Sync has one file to sync, and the scan for W7 has an end.
 //
 // W7 holds on a backup too, which writes frames before it has synced earlier ones, because stable counts only what is
-// durable on all. It does not hold on a learner, which need not have what the others have: it opens with CutAlways.
+// durable on all. A learner is sent frames that the others have had stable for long: on it, headers prove nothing of each
+// other, only W8 and the owner's word do (Start.Learner).
 //
 // A ghost is a frame behind the end of the log, left by a cut or a crash. The LSN keeps out the frames of older laps,
 // the salt those of another volume, the chain those of another history. None of them helps when a replica gets back,

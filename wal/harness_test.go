@@ -36,14 +36,14 @@ func (o Options) on(fs *memfs.FS) Options {
 // opened opens a log and collects its frames.
 func opened(t testing.TB, o Options, s Start) (*Log, Recovery, [][]byte) {
 	t.Helper()
-	l, r, frames, err := open(o, s, RefuseCorruption)
+	l, r, frames, err := open(o, s)
 	must(t, err)
 	return l, r, frames
 }
 
-func open(o Options, s Start, policy RecoverPolicy) (*Log, Recovery, [][]byte, error) {
+func open(o Options, s Start) (*Log, Recovery, [][]byte, error) {
 	var frames [][]byte
-	l, r, err := Open(o, s, policy, func(f Frame, _ Pos) error {
+	l, r, err := Open(o, s, func(f Frame, _ Pos) error {
 		frames = append(frames, slices.Clone(f.Bytes()))
 		return nil
 	})

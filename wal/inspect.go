@@ -262,7 +262,7 @@ func (x *inspector) followLog(start Start) {
 // endOrRotten says what Open would make of what follows the good frames, and gives the frame of which only payload is bad.
 func (x *inspector) endOrRotten(sc *scanner, start Start) (f Frame, at Pos) {
 	l, r := x.l, &x.out.Recovery
-	_, _, err := l.judge(sc, r, start, RefuseCorruption)
+	_, _, err := l.judge(sc, r, start)
 	var corrupt *CorruptError
 	switch {
 	case errors.As(err, &corrupt) && sc.rotten:

@@ -90,7 +90,7 @@ func TestInspectForetellsWhatOpenFinds(t *testing.T) {
 		if !reflect.DeepEqual(files, segmentsOf(t, disk)) {
 			t.Fatalf("seed %d: the inspection changed something", seed)
 		}
-		_, r, _, err := open(o.on(disk), start, RefuseCorruption)
+		_, r, _, err := open(o.on(disk), start)
 		var c *CorruptError
 		switch {
 		case errors.As(err, &c):

@@ -21,6 +21,9 @@ type Start struct {
 	Chain uint32 // sum of the frame that ends with LSN
 	// Blank says that the log holds nothing behind LSN by decree, whatever is found there (Reset).
 	Blank bool
+	// Learner says that frames may have come here long after others had them on stable storage: what they say of that
+	// is true, and proves nothing of this log (W7).
+	Learner bool
 	// Durable is the last record that the owner knows to have been durable, at a clean stop: a bad frame up to
 	// there is corruption, no torn tail. The owner must have made it 0, durably, before it changes the log. 0 if unknown.
 	Durable LSN

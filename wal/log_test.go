@@ -250,7 +250,7 @@ func TestFirstErrorPoisonsForEver(t *testing.T) {
 					t.Fatalf("operation %d: %v, later %v", n, err, other)
 				}
 			}
-			_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{}, RefuseCorruption)
+			_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{})
 			if err != nil || r.End < durable {
 				t.Fatalf("operation %d: %d of %d durable records are left, %v", n, r.End, durable, err)
 			}
@@ -266,7 +266,7 @@ func TestFailedSyncIsNotRetried(t *testing.T) {
 		must1(l.Append(nextFrame(l, 1, 1, 0)))(t)
 		m.FailAt(m.Ops(), syscall.EIO)
 		l.Sync()
-		_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{}, RefuseCorruption)
+		_, r, _, err := open(o.on(m.Crash(memfs.None)), Start{})
 		return err != nil || r.End < l.Durable()
 	}
 	if lost(0) {
@@ -305,7 +305,7 @@ func TestCreateIsAllOrNothing(t *testing.T) {
 		for _, fate := range memfs.Fates(m.Pending(), 1) {
 			after := m.Crash(fate)
 			if _, listErr := after.List("/v/wal"); listErr == nil || err == nil {
-				if l, r, _, err := open(smallLog(after), Start{}, RefuseCorruption); err != nil || r.End != 0 {
+				if l, r, _, err := open(smallLog(after), Start{}); err != nil || r.End != 0 {
 					t.Fatalf("stop at %d, %s: there is a log, but %v", n, fate.Name, err)
 				} else {
 					grow(t, l, 1)

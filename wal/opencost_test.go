@@ -45,7 +45,7 @@ func TestRecoveryReadsTheLogOnceWithoutGarbage(t *testing.T) {
 	})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	l, r, err := Open(o, Start{}, RefuseCorruption, func(Frame, Pos) error { return nil })
+	l, r, err := Open(o, Start{}, func(Frame, Pos) error { return nil })
 	runtime.ReadMemStats(&after)
 	must(t, err)
 	defer l.Close()
@@ -71,7 +71,7 @@ func BenchmarkRecover(b *testing.B) {
 			b.SetBytes(o.Bytes())
 			b.ReportAllocs()
 			for b.Loop() {
-				l, _, err := Open(o, Start{}, RefuseCorruption, func(Frame, Pos) error { return nil })
+				l, _, err := Open(o, Start{}, func(Frame, Pos) error { return nil })
 				must(b, err)
 				must(b, l.Close())
 			}

@@ -5,17 +5,6 @@ import (
 	"fmt"
 )
 
-// RecoverPolicy says what Open does about corruption (W7).
-type RecoverPolicy uint8
-
-// The recovery policies.
-const (
-	// RefuseCorruption opens a log only if nothing durable is missing: the policy of a member.
-	RefuseCorruption RecoverPolicy = iota
-	// CutAlways cuts at the first bad frame, whatever follows: for a learner, which gets it all again.
-	CutAlways
-)
-
 // Recovery is what Open found.
 type Recovery struct {
 	End    LSN // last good record
@@ -26,18 +15,18 @@ type Recovery struct {
 	Torn   bool
 	TornAt Pos
 	Erased int
-	// Corruption is what CutAlways cut, nil if it was but a torn tail.
+	// Corruption is what Open would refuse the log for. Inspect's alone.
 	Corruption *CorruptError
 	// Rotten is the last frame of which the payload is bad, though it was durable. It was visited like any other.
 	Rotten *CorruptError
 }
 
 // Open recovers a log from start, the owner's last checkpoint. It first makes everything stable (W6), then calls visit
-// for each good frame in order; the frame lives until visit returns. The torn tail of a crash is cut (W4). With
-// RefuseCorruption a bad frame that cannot be a torn tail (W7) gives a *CorruptError, and nothing is changed on disk; but
-// if its header area is whole, it is visited, and the owner knows from its sums which of its blocks are lost.
+// for each good frame in order; the frame lives until visit returns. The torn tail of a crash is cut (W4). A bad frame that
+// cannot be a torn tail (W7) gives a *CorruptError, and nothing is changed on disk; but if its header area is whole, it is
+// visited, and the owner knows from its sums which of its blocks are lost.
 // Other errors: *SegmentError, *VersionError, and visit's.
-func Open(o Options, start Start, policy RecoverPolicy, visit func(f Frame, at Pos) error) (*Log, Recovery, error) {
+func Open(o Options, start Start, visit func(f Frame, at Pos) error) (*Log, Recovery, error) {
 	if err := o.validate(); err != nil {
 		return nil, Recovery{}, err
 	}
@@ -57,7 +46,7 @@ func Open(o Options, start Start, policy RecoverPolicy, visit func(f Frame, at P
 		l.blankLocked(start)
 		err = l.eraseAll()
 	} else {
-		r, err = l.recover(start, policy, visit)
+		r, err = l.recover(start, visit)
 	}
 	if err != nil {
 		closeAll(files)
@@ -70,7 +59,7 @@ func Open(o Options, start Start, policy RecoverPolicy, visit func(f Frame, at P
 }
 
 // recover reads the log up to its end and cuts what is behind. Nobody else has the log yet: no locks.
-func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at Pos) error) (Recovery, error) {
+func (l *Log) recover(start Start, visit func(f Frame, at Pos) error) (Recovery, error) {
 	var r Recovery
 	sc := scanner{l: l}
 	for {
@@ -79,7 +68,7 @@ func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at 
 			return r, err
 		}
 		if len(f.b) == 0 {
-			ghosts, until, err := l.judge(&sc, &r, start, policy)
+			ghosts, until, err := l.judge(&sc, &r, start)
 			if errors.As(err, &r.Rotten) && sc.rotten {
 				at = sc.badAt
 				f, err = sc.rottenFrame()
@@ -109,7 +98,7 @@ func (l *Log) recover(start Start, policy RecoverPolicy, visit func(f Frame, at 
 //
 // By W8 unfinished frames are in one segment: that of the end, or the next. These two are read whole; of the others
 // the first block, where every segment in use has a frame.
-func (l *Log) judge(sc *scanner, r *Recovery, start Start, policy RecoverPolicy) (ghosts []Pos, until Pos, err error) {
+func (l *Log) judge(sc *scanner, r *Recovery, start Start) (ghosts []Pos, until Pos, err error) {
 	seg := l.endPos / l.segBlocks
 	last := l.checkpoint.Pos/l.segBlocks + Pos(len(l.files)) // segments from here on would overlap live ones
 	full := min(seg+2, last)
@@ -121,18 +110,13 @@ func (l *Log) judge(sc *scanner, r *Recovery, start Start, policy RecoverPolicy)
 		evidence = fmt.Sprintf("record %d was durable when the replica was last stopped", start.Durable)
 	}
 	if evidence == "" && sc.mark == nil {
-		if evidence, err = sc.laterFrames(full, last); err != nil {
+		if evidence, err = sc.laterFrames(full, last, !start.Learner); err != nil {
 			return nil, 0, err
 		}
 	}
 	if sc.mark == nil && evidence != "" && !l.o.broken.has(callItTorn) {
 		name, off := l.segmentAt(sc.badAt)
-		c := &CorruptError{Segment: name, Offset: off, LSN: l.end + 1, Reason: sc.reason, Evidence: evidence}
-		if policy == RefuseCorruption {
-			return nil, 0, c
-		}
-		r.Corruption = c
-		full = last
+		return nil, 0, &CorruptError{Segment: name, Offset: off, LSN: l.end + 1, Reason: sc.reason, Evidence: evidence}
 	}
 	ghosts, err = sc.ghosts(nil, l.endPos, full*l.segBlocks)
 	if err != nil || len(ghosts) == 0 && sc.mark == nil {

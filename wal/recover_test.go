@@ -62,7 +62,7 @@ func TestDurableRecordLostIsCorruptionNotATornTail(t *testing.T) {
 }
 
 // rotPayload writes n frames and flips a bit in the payload of one of them: every frame is visited, the bad one as well, and
-// nothing is cut; without proof it would be a torn tail. A learner cuts there.
+// nothing is cut; without proof it would be a torn tail.
 func rotPayload(t *testing.T, blocks, n, lost int) {
 	name := fmt.Sprintf("%d blocks, payload of frame %d", blocks, lost)
 	m, o := created(t)
@@ -82,10 +82,6 @@ func rotPayload(t *testing.T, blocks, n, lost int) {
 		}
 		must(t, l.Close())
 	}
-	_, r, _, err := open(o, Start{}, CutAlways)
-	if err != nil || r.End != LSN(lost) || r.Corruption == nil || r.Rotten != nil {
-		t.Errorf("%s: cut always: %+v, %v", name, r, err)
-	}
 }
 
 // lose writes n frames and flips a bit in one of them.
@@ -104,7 +100,7 @@ func lose(t *testing.T, blocks, n, lost int, byteOf int64) {
 	must(t, m.Flip(segment, offset+byteOf, 1))
 
 	before := m.Ops()
-	_, _, frames, err := open(o, Start{}, RefuseCorruption)
+	_, _, frames, err := open(o, Start{})
 	var corrupt *CorruptError
 	if !errors.As(err, &corrupt) || corrupt.LSN != LSN(lost+1) || len(frames) != lost {
 		t.Errorf("%s: %v", name, err)
@@ -117,18 +113,41 @@ func lose(t *testing.T, blocks, n, lost int, byteOf int64) {
 
 	mutant := o.on(m.Crash(memfs.None))
 	mutant.broken = callItTorn
-	if _, _, _, err := open(mutant, Start{}, RefuseCorruption); err != nil {
+	if _, _, _, err := open(mutant, Start{}); err != nil {
 		t.Errorf("%s: the mutant does not live: %v", name, err)
 	}
 
-	// A learner cuts there, and never sees what was behind again.
-	l, r, _, err := open(o, Start{}, CutAlways)
-	if err != nil || r.End != LSN(lost) || r.Corruption == nil || !r.Torn {
-		t.Fatalf("%s: cut always: %+v, %v", name, r, err)
+}
+
+// A learner is sent what the others have had on stable storage for long, and writes many frames before it syncs: after a power
+// failure the first may be lost and the others be there, and none of them is proof of anything. A segment that was
+// entered, and what the owner knows, are.
+func TestLearnersHeadersProveNothing(t *testing.T) {
+	m, o := created(t)
+	l, _, _ := opened(t, o, Start{})
+	for i := range uint64(4) {
+		var b Builder
+		data := payload(i, 1)
+		b.Add(Record{Kind: KindWrite, Block: i, Count: 1}, data, sumsOf(i, data))
+		must1(l.Append(b.Seal(Header{Salt: testSalt, First: l.End() + 1, Chain: l.EndSum(), Stable: 100})))(t)
 	}
+	lost := m.Crash(memfs.Drop(1)) // the second of four
+	var corrupt *CorruptError
+	if _, _, _, err := open(o.on(lost), Start{}); !errors.As(err, &corrupt) || corrupt.LSN != 2 {
+		t.Errorf("a member: %v", err)
+	}
+	if _, _, _, err := open(o.on(lost), Start{Learner: true, Durable: 2}); !errors.As(err, &corrupt) || corrupt.LSN != 2 {
+		t.Errorf("a learner whose owner knows better: %v", err)
+	}
+	l, r, _ := opened(t, o.on(lost), Start{Learner: true})
+	if r.End != 1 || !r.Torn || r.Erased != 2 {
+		t.Errorf("a learner: %+v", r)
+	}
+	grow(t, l, 5) // into the next segment
 	must(t, l.Close())
-	if _, r, _ = opened(t, o, Start{}); r.End != LSN(lost) || r.Torn {
-		t.Errorf("%s: after the cut: %+v", name, r)
+	must(t, lost.Flip("/v/wal/00.seg", 2*BlockSize+60, 1))
+	if _, _, _, err := open(o.on(lost), Start{Learner: true}); !errors.As(err, &corrupt) || corrupt.LSN != 2 {
+		t.Errorf("a learner that lost what it had synced: %v", err)
 	}
 }
 
@@ -146,7 +165,7 @@ func TestFrameInALaterSegmentProvesThatTheOnesBeforeWereDurable(t *testing.T) {
 		must(t, l.Close())
 		must(t, m.Flip(path.Join("/v/wal", segmentName(int(lost/8))), lost%8*BlockSize+100, 1))
 		var corrupt *CorruptError
-		_, r, _, err := open(o, Start{}, RefuseCorruption)
+		_, r, _, err := open(o, Start{})
 		if errors.As(err, &corrupt) != refused || !refused && (err != nil || r.End != LSN(lost)) {
 			t.Errorf("frame at block %d lost: %+v, %v", lost, r, err)
 		}
@@ -184,18 +203,18 @@ func TestDamagedPoolIsRefusedByName(t *testing.T) {
 		copied := m.Crash(memfs.None)
 		must(t, damage(copied))
 		var damaged *SegmentError
-		if _, _, _, err := open(o.on(copied), Start{}, CutAlways); !errors.As(err, &damaged) || damaged.Name != name {
+		if _, _, _, err := open(o.on(copied), Start{}); !errors.As(err, &damaged) || damaged.Name != name {
 			t.Errorf("%s: %v", what, err)
 		} else if what == "missing" && !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v does not wrap fs.ErrNotExist", what, err)
 		}
 	}
 	must1(m.Create("/v/wal/04.seg"))(t)
-	if _, _, _, err := open(o, Start{}, CutAlways); err == nil || !strings.Contains(err.Error(), "5 files") {
+	if _, _, _, err := open(o, Start{}); err == nil || !strings.Contains(err.Error(), "5 files") {
 		t.Errorf("one segment too many: %v", err)
 	}
 	o.Dir = "/v/none"
-	if _, _, _, err := open(o, Start{}, CutAlways); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, _, err := open(o, Start{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no log at all: %v", err)
 	}
 }
@@ -259,9 +278,9 @@ func TestNewerFrameIsNeitherReadNorCut(t *testing.T) {
 	le.PutUint32(b[offSum:], crc(b[offVersion:BlockSize]))
 	edit(t, m, 0, 2*BlockSize, b)
 	var newer *VersionError
-	for _, policy := range []RecoverPolicy{RefuseCorruption, CutAlways} {
-		if _, _, _, err := open(o, Start{}, policy); !errors.As(err, &newer) {
-			t.Errorf("policy %d: %v", policy, err)
+	for _, learner := range []bool{false, true} {
+		if _, _, _, err := open(o, Start{Learner: learner}); !errors.As(err, &newer) {
+			t.Errorf("learner %v: %v", learner, err)
 		}
 	}
 }
@@ -291,7 +310,7 @@ func TestVisitorsErrorEndsTheRecovery(t *testing.T) {
 	l, _, _ := opened(t, o, Start{})
 	grow(t, l, 3)
 	stop := errors.New("stop")
-	if _, _, err := Open(o, Start{}, RefuseCorruption, func(Frame, Pos) error { return stop }); err != stop {
+	if _, _, err := Open(o, Start{}, func(Frame, Pos) error { return stop }); err != stop {
 		t.Errorf("%v", err)
 	}
 }
@@ -368,11 +387,9 @@ func FuzzOpen(f *testing.F) {
 		if fix {
 			fixSums(t, disk)
 		}
-		policy := RefuseCorruption
-		if learner {
-			policy = CutAlways
-		}
-		l, r, frames, err := open(o.on(disk), start, policy)
+		start := start
+		start.Learner = learner
+		l, r, frames, err := open(o.on(disk), start)
 		if err != nil {
 			return
 		}
@@ -390,7 +407,7 @@ func FuzzOpen(f *testing.F) {
 			return
 		}
 		frames = append(frames, grow(t, l, 1)...)
-		if _, r2, again, err := open(o.on(disk), start, policy); err != nil || r2.End != r.End+1 || !sameFrames(again, frames) {
+		if _, r2, again, err := open(o.on(disk), start); err != nil || r2.End != r.End+1 || !sameFrames(again, frames) {
 			t.Fatalf("%+v, then %+v: %v", r, r2, err)
 		}
 	})

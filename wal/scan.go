@@ -170,12 +170,12 @@ func (sc *scanner) ghost(b []byte) bool {
 }
 
 // laterFrames looks for proof that the record behind the end was durable (W7): a frame in the segments before full,
-// with an intact header, that says so; or one that begins a segment up to last, which is entered only when
-// everything before it is durable (W8).
-func (sc *scanner) laterFrames(full, last Pos) (evidence string, err error) {
+// with an intact header, that says so, if headers are to be believed; or one that begins a segment up to last, which is
+// entered only when everything before it is durable (W8).
+func (sc *scanner) laterFrames(full, last Pos, believe bool) (evidence string, err error) {
 	l := sc.l
 	lost := l.end + 1
-	for p := l.endPos; p < full*l.segBlocks; p++ {
+	for p := l.endPos; believe && p < full*l.segBlocks; p++ {
 		h, ok, err := sc.intactGhost(p)
 		if err != nil {
 			return "", err

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lockstep/blockdev"
+	"lockstep/replication"
 	"lockstep/wal"
 	"lockstep/wal/vfs"
 )
@@ -162,6 +163,9 @@ func openReplicaDir(command, name string, live bool) (*replicaDir, error) {
 	if err != nil {
 		r.Close()
 		return nil, fmt.Errorf("%s: %s: %w", command, dir, errors.Unwrap(err))
+	}
+	if m := r.whole.Meta; m != nil && replication.Learner(m.Identity, m.Protocol) {
+		m.Checkpoint.Learner = true
 	}
 	return r, nil
 }

@@ -124,6 +124,7 @@ func (m *machine) refused(err error) {
 func (m *machine) open(v viewsvc.Volume) error {
 	p := m.p
 	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: m.fs, Dir: volumeDir, BootID: fmt.Sprintf("%s-%d", m.name, m.boot), Manual: true, Now: p.Now,
+		Learner: replication.Learner,
 		OnEvent: func(e blockdev.Event) { m.storageEvent(e) },
 		OnRoom: func() {
 			m.w.stats.note(logFull)
