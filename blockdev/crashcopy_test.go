@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -17,6 +18,7 @@ type apprentice struct {
 
 	begun bool // a crash may leave it copying
 	ended bool // the end of the copy was acknowledged
+	parts bool // of some region only blocks were copied
 }
 
 func newApprentice(t testing.TB, m *memfs.FS, broken mutation) *apprentice {
@@ -25,7 +27,9 @@ func newApprentice(t testing.TB, m *memfs.FS, broken mutation) *apprentice {
 	a.open()
 	a.src = &rig{t: t, fs: memfs.New(), dir: "src", epoch: 1, next: 1}
 	a.src.o = StoreOptions{FS: a.src.fs, Dir: a.src.dir, BootID: "boot", Manual: true}
-	a.src.check(Format(a.src.fs, a.src.dir, crashFormat()))
+	reaches := crashFormat()
+	reaches.LogBytes, reaches.SegmentBytes = 64*crashLog, 16*crashLog // back to the shared past
+	a.src.check(Format(a.src.fs, a.src.dir, reaches))
 	a.src.open()
 	return a
 }
@@ -54,9 +58,14 @@ func (a *apprentice) learns() {
 	a.do(func() error { return a.s.Abandon() })
 }
 
-// copy brings a store to where the source is. between is called after each region that was read.
+// copy brings a store to where the source is: of a region that only the source changed, the blocks that it changed alone.
+// between is called after each region that was read.
 func (a *apprentice) copy(s *Store, between func()) error {
 	src := a.src.s
+	changes, err := src.ChangesIn(a.base, src.Marks().Committed)
+	if err != nil {
+		return err
+	}
 	if err := s.BeginCopy(src.Marks().Committed, src.EndSum(), src.Epochs(), []byte("copying")); err != nil {
 		return err
 	}
@@ -65,7 +74,12 @@ func (a *apprentice) copy(s *Store, between func()) error {
 		if !changedSince(src, reg, a.base) && !changedSince(s, reg, a.base) {
 			continue
 		}
-		asOf, err := src.ReadRegion(reg, WholeRegion, BlockMask{}, &img)
+		want := WholeRegion
+		if !changedSince(s, reg, a.base) {
+			want = changes.Of(reg)
+			a.parts = a.parts || want != WholeRegion
+		}
+		asOf, err := src.ReadRegion(reg, want, BlockMask{}, &img)
 		if err != nil {
 			return err
 		}
@@ -180,6 +194,9 @@ func crashCopy(t testing.TB, c *memfs.Crasher, broken mutation) error {
 	a.learns()
 	if c.Crash(m); c.Err != nil {
 		return c.Err
+	}
+	if a.err == nil && !a.parts {
+		return errors.New("whole regions were copied, and never blocks alone")
 	}
 	return a.err
 }
