@@ -82,7 +82,7 @@ func (s *Store) step(idle bool) (bool, error) {
 }
 
 // work does one piece of work. Unless it is urgent (there is no room, or the store is idle) it leaves what would
-// cost a sync now and less later.
+// cost a sync now and less later. An idle store without work gives the applier's memory back: a node has many.
 func (s *Store) work(idle bool) (bool, error) {
 	urgent := idle || s.wantRoom.Load()
 	if urgent && wal.LSN(s.committed.Load()) > s.log.Durable() {
@@ -107,6 +107,10 @@ func (s *Store) work(idle bool) (bool, error) {
 	}
 	if urgent && s.applied.Load() > s.checkpointed.Load() {
 		return true, s.checkpoint(nil)
+	}
+	if idle {
+		s.batch, s.frames = batch{}, nil
+		s.table.shrink()
 	}
 	return false, nil
 }

@@ -131,6 +131,18 @@ func (s *tableShard) remove(i uint64) {
 	s.used--
 }
 
+// shrink gives the memory of shards without entries back.
+func (t *pageTable) shrink() {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		if s.used == 0 {
+			s.slots = nil
+		}
+		s.mu.Unlock()
+	}
+}
+
 // lookup fills dst with the locations of the blocks from block on.
 func (t *pageTable) lookup(block uint64, dst []loc) {
 	for len(dst) > 0 {
