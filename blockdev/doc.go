@@ -84,8 +84,9 @@
 //     image, the sums, the regions or the sessions that is refused for want of space is no such error: nothing was lost,
 //     the blocks are still in the page table, and they are applied later (full.go). A failed sync always is one.
 //   - W6 what a dead process left in the page cache is synced before it is read (OpenStore).
-//   - W7 a torn tail is cut, a hole in what was stable is corruption (wal.Open). A committed frame whose payload alone is
-//     bad is like one that went bad while the store was open (B8).
+//   - W7 a torn tail is cut, a hole in what was stable is corruption (wal.Open); of a learner's log, where frames say what is
+//     stable elsewhere, only what it made stable itself counts. A committed frame whose payload alone is bad is like
+//     one that went bad while the store was open (B8).
 //
 // The store's own:
 //

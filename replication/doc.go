@@ -84,7 +84,8 @@
 //     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
 //     are slowed down, by milliseconds a frame, and not for ever (approach.go).
 //     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
-//     disowned: its node sets it aside and makes another (outcast.go).
+//     disowned: its node sets it aside and makes another (outcast.go). So does the node of a replica that is damaged
+//     when it is opened, once a view goes on without it.
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
