@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"lockstep/blockdev"
 	"lockstep/viewsvc"
 	"lockstep/wal/vfs"
 )
@@ -118,6 +119,9 @@ func TestDamagedReplicaIsToldOfAndGoesWithItsVolume(t *testing.T) {
 		return len(told) == 1 && strings.Contains(told[0].Error, "regions: is missing") &&
 			strings.HasSuffix(told[0].Error, "it is a member of view 1 and stays as it is until others go on without it")
 	})
+	if told := n.Stats().Unusable; len(told) != 1 || !blockdev.Damaged(told[0]) {
+		t.Errorf("the node's numbers tell of %v", told)
+	}
 	if err := c.c.DeleteVolume(context.Background(), "vol0"); err != nil {
 		t.Fatal(err)
 	}

@@ -22,11 +22,20 @@ type NodeStats struct {
 	NBD      nbd.Stats
 	Exports  []nbd.ExportStats
 	Replicas []ReplicaStats
+	Unusable []error // why replicas that are to be here are not in service
 }
 
 // Stats gives a node's numbers. It waits for no disk.
 func (n *Node) Stats() NodeStats {
-	return NodeStats{NBD: n.nbd.Stats(), Exports: n.nbd.ExportStats(), Replicas: n.replicaStats()}
+	s := NodeStats{NBD: n.nbd.Stats(), Exports: n.nbd.ExportStats(), Replicas: n.replicaStats()}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.absent {
+		if a.err != nil {
+			s.Unusable = append(s.Unusable, a.err)
+		}
+	}
+	return s
 }
 
 // stats gives a replica's numbers. It waits for whoever has mu, which may wait for the disk.

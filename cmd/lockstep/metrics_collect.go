@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -101,9 +102,9 @@ func (e emit) node(s replication.NodeStats) {
 	}
 }
 
-// nodeHealth tells of replicas that do nothing any more.
+// nodeHealth tells of replicas that do nothing any more, or could not be opened.
 func nodeHealth(s replication.NodeStats) error {
-	var errs []error
+	errs := slices.Clone(s.Unusable)
 	for _, r := range s.Replicas {
 		if r.Role == viewsvc.RolePoisoned {
 			errs = append(errs, fmt.Errorf("the storage of volume %s failed: %s", r.Name, r.Error))

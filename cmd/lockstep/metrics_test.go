@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"os/exec"
@@ -16,6 +17,8 @@ import (
 
 	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
+	"lockstep/replication"
+	"lockstep/viewsvc"
 )
 
 // get asks a role's HTTP server.
@@ -182,5 +185,16 @@ func TestMetricsAreThereAndMove(t *testing.T) {
 	}
 	if body, status := get(t, "http://"+gatewayAt+"/other"); status != http.StatusNotFound {
 		t.Errorf("%d %s", status, body)
+	}
+}
+
+func TestNodeWithAReplicaThatIsNoUseIsNotHealthy(t *testing.T) {
+	if err := nodeHealth(replication.NodeStats{Replicas: []replication.ReplicaStats{{Name: "vol0"}}}); err != nil {
+		t.Error(err)
+	}
+	poisoned := replication.ReplicaStats{Name: "vol1", ReplicaReport: viewsvc.ReplicaReport{Role: viewsvc.RolePoisoned, Error: "I/O error"}}
+	err := nodeHealth(replication.NodeStats{Replicas: []replication.ReplicaStats{poisoned}, Unusable: []error{errors.New("meta: is missing")}})
+	if err == nil || err.Error() != "meta: is missing\nthe storage of volume vol1 failed: I/O error" {
+		t.Errorf("it says %v", err)
 	}
 }
