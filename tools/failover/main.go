@@ -10,9 +10,8 @@
 // of the probe's acknowledgements, of those that span the making of the next view, or come between it and the new primary's
 // first answer. For comparison: "nothing" is
 // the longest one among as many writes when nothing happens. While a node that was lost comes back, all of them rest, but for
-// -recruits: a backup is copied anew under the load, and the longest pause meanwhile is held against that of as long a time
-// in which nothing happens. The
-// command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
+// -recruits and -grows: a backup is copied anew, the volume is made larger under the load, and the longest pause meanwhile
+// is held against that of as long a time in which nothing happens. The command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
 //
@@ -40,7 +39,7 @@ type options struct {
 	quiet                   int
 	kills, handovers, stops int
 	stopped                 time.Duration
-	recruits                int
+	recruits, grows         int
 }
 
 func main() {
@@ -51,6 +50,7 @@ func main() {
 	flag.IntVar(&o.handovers, "handovers", 50, "planned handovers")
 	flag.IntVar(&o.stops, "stops", 20, "times SIGSTOP of the primary")
 	flag.DurationVar(&o.stopped, "stopped", 10*time.Second, "how long it stays stopped")
+	flag.IntVar(&o.grows, "grows", 5, "times the volume is made larger")
 	flag.IntVar(&o.recruits, "recruits", 3, "times a backup comes back on an empty disk")
 	flag.Parse()
 	o.Main([]string{"fio"}, func(ctx context.Context, dir string) (cluster.Report, error) { return measure(ctx, o, dir) })

@@ -103,8 +103,15 @@ func measure(ctx context.Context, o options, dir string) (*report, error) {
 			r.Events = append(r.Events, e)
 		}
 	}
-	if o.recruits > 0 {
-		e, err := recruits(ctx, c, l, o.recruits)
+	for _, w := range []struct {
+		name    string
+		times   int
+		happens func(context.Context, *cluster.Cluster, *load) (during, after pause, err error)
+	}{{"the volume grows", o.grows, grow}, {"a backup is copied anew", o.recruits, recruit}} {
+		if w.times == 0 {
+			continue
+		}
+		e, err := watched(ctx, c, l, w.name, w.times, w.happens)
 		if err != nil {
 			l.end()
 			return nil, err
