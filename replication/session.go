@@ -239,37 +239,14 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 			continue
 		}
 		switch {
-		case q.Err == nil:
-		case readNow:
+		case q.Err != nil || q.Op == blockdev.OpRead || q.Op == blockdev.OpExtents:
+			s.queueRead(q, ticket, readNow)
+		case q.Op == blockdev.OpCache: // a hint: it waits for nothing that reads wait for
 			r.readQueue = append(r.readQueue, readReq{req: q, s: s})
-			continue
-		default:
-			r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
-			continue
-		}
-		switch q.Op {
-		case blockdev.OpRead, blockdev.OpExtents:
-			if readNow && s.readsHere(q) {
-				s.here = append(s.here, q)
-			} else if readNow {
-				r.readQueue = append(r.readQueue, readReq{req: q, s: s})
-			} else {
-				r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
-			}
-		case blockdev.OpCache: // a hint: it waits for nothing that reads wait for
-			r.readQueue = append(r.readQueue, readReq{req: q, s: s})
-		case blockdev.OpFlush:
+		case q.Op == blockdev.OpFlush:
 			r.await(pendingReq{lsn: r.core.Commit(), req: q, s: s, stable: true}, a)
 		default:
-			if s.space != nil && s.repeated(q, a) {
-				continue
-			}
-			if r.refusesWrites() {
-				s.refuseFull(q, a)
-				continue
-			}
-			r.queue = append(r.queue, queued{req: q, s: s})
-			r.queueBytes += payloadBytes(q)
+			s.queueWrite(q, a)
 		}
 	}
 	inline := len(s.here) == 0 && r.inlinable()
@@ -292,6 +269,34 @@ func (s *session) admit(burst, skip []*blockdev.Request, reads int) {
 	r.finish(a)
 	if len(s.here) > 0 {
 		s.readHere()
+	}
+}
+
+// queueRead lets a read wait for what it needs: for nothing, for a reader, or for the peers to confirm that this is the
+// primary. So it goes with what is past the end, for only a primary that still is one knows where that is. mu is held.
+func (s *session) queueRead(q *blockdev.Request, ticket uint64, readNow bool) {
+	r := s.r
+	switch {
+	case !readNow:
+		r.readWait = append(r.readWait, readReq{req: q, s: s, ticket: ticket})
+	case q.Err == nil && s.readsHere(q):
+		s.here = append(s.here, q)
+	default:
+		r.readQueue = append(r.readQueue, readReq{req: q, s: s})
+	}
+}
+
+// queueWrite lets a request that changes the disk wait to be ordered, unless it was ordered already, or there is no room.
+// mu is held.
+func (s *session) queueWrite(q *blockdev.Request, a *after) {
+	r := s.r
+	switch {
+	case s.space != nil && s.repeated(q, a):
+	case r.refusesWrites():
+		s.refuseFull(q, a)
+	default:
+		r.queue = append(r.queue, queued{req: q, s: s})
+		r.queueBytes += payloadBytes(q)
 	}
 }
 
