@@ -38,7 +38,8 @@ type Scrubbed struct {
 }
 
 // Scrub verifies the whole replica now and waits for it. It reads at most so many bytes a second, as many as it can if
-// rate is 0, and gives way to clients. Errors: ctx's, and what stands in the way of going on; bad blocks are no error.
+// rate is 0, and gives way to clients. Errors: ctx's, and what stands in the way of going on; bad blocks are no error. A copy
+// in the making has nothing to verify yet: what was half written of it when it was interrupted is written again.
 func (s *Store) Scrub(ctx context.Context, rate int64) (Scrubbed, error) {
 	p := s.newPass(rate)
 	for {
@@ -68,6 +69,9 @@ func (s *Store) newPass(rate int64) *pass {
 func (p *pass) step(ctx context.Context) (done bool, err error) {
 	if err := p.yield(ctx); err != nil {
 		return false, err
+	}
+	if p.s.Copying() {
+		return true, nil
 	}
 	began := time.Now()
 	bytes := 0

@@ -184,3 +184,16 @@ func TestDirectReadsSeeWhatWasWritten(t *testing.T) {
 		t.Error("a direct read differs")
 	}
 }
+
+// What is half written of a copy in the making is no damage: it is written again.
+func TestAnUnfinishedCopyIsNotScrubbed(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.put(write(0, 4))
+	r.steps()
+	r.check(r.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs(), nil))
+	r.rotImage(2)
+	if out, err := r.s.Scrub(t.Context(), 0); err != nil || out.Bad != 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	r.check(r.s.Abandon())
+}
