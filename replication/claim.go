@@ -23,7 +23,7 @@ func (r *Replica) mayAttach(id blockdev.SessionID) error {
 		// Its gateway had the claim from the view service before it came here, and whoever takes one away ends the session
 		// for good: so it is this replica that is behind, also if it knows of another owner.
 		return fmt.Errorf("attach to %s: nothing heard yet of the session's claim: %w", name, blockdev.ErrNotPrimary)
-	case !free:
+	case !free && !r.returns(id):
 		return fmt.Errorf("%w: volume %s is attached by %v; detach it there, or take it over with --take-over", blockdev.ErrExclusive, name, claim)
 	case id.Exclusive && !claim.Held:
 		for s := range r.sessions {
@@ -34,6 +34,14 @@ func (r *Replica) mayAttach(id blockdev.SessionID) error {
 		}
 	}
 	return nil
+}
+
+// returns tells whether a gateway's session may come back, with mu held, though another is asked to have the volume for
+// itself: as long as the owner does not hold it and is not here. Its process may be dead, and they were here before; if it
+// is not, it is refused while they are. An owner that was here and is about to hold the claim ends them with that.
+func (r *Replica) returns(id blockdev.SessionID) bool {
+	claim := r.hard.Volume.Claim
+	return id.Era != 0 && !claim.Held && r.named[claim.Owner] == nil
 }
 
 // endEvicted fences the sessions that the present claim ended for good, and leaves them in a. mu is held, and given up

@@ -12,7 +12,8 @@ import (
 //	owner  held   meaning                                                      next
 //	""     false  anybody may attach                                           asked
 //	set    false  asked: nobody new may attach but the owner, who goes on      held, none (given up), asked by another (taken over)
-//	              only if nobody else is attached now
+//	              only if nobody else is attached now; sessions of before
+//	              may come back while the owner is not attached
 //	set    true   held: nobody but the owner is attached                       none, asked by another (taken over)
 //
 // Era grows whenever all clients but the owner's are ended for good: when the claim becomes held, is taken over, or

@@ -144,6 +144,9 @@ func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev
 	}
 	claim, err := g.views.Claim(ctx, name, change)
 	if err != nil {
+		if !errors.Is(err, viewsvc.ErrClaimed) { // the answer was lost, perhaps, and the claim would be nobody's
+			g.release(name, owner, 0)
+		}
 		g.dropHold(d.st.Volume.ID)
 		return nil, fmt.Errorf("gateway: %w: %w", blockdev.ErrExclusive, err)
 	}

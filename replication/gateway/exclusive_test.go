@@ -96,6 +96,22 @@ func TestExclusiveAttachmentIsRefusedWhileOthersAreAttached(t *testing.T) {
 	mustDial(t, plain)   // nor has anybody else
 }
 
+// Whoever asks for a disk that is in use, and dies, is in nobody's way: those who were attached come back to the next primary.
+// Who came later, or asks as well, does not get past the claim.
+func TestClaimOfADeadProcessKeepsNobodyFromComingBack(t *testing.T) {
+	c := startReal(t, 2)
+	plain, _ := c.gateway(AttachOptions{})
+	later, _ := c.gateway(AttachOptions{})
+	d := mustDial(t, plain)
+	writeByte(t, d, 'a')
+	if _, err := c.c.Claim(t.Context(), "vol0", viewsvc.ClaimChange{Act: viewsvc.ClaimAsk, Owner: "gone", Host: "elsewhere"}); err != nil {
+		t.Fatal(err)
+	}
+	c.stop(c.safe(2))
+	writeByte(t, d, 'b')
+	refusedWith(t, later, "host elsewhere", "detach-all")
+}
+
 // A disk that was taken over has changed behind the back of its former client, who must never write to it again; not
 // even when it is free.
 func TestTakeOverEndsTheFormerClientForGood(t *testing.T) {
