@@ -11,7 +11,8 @@ import (
 // acknowledged looks at a primary that has just completed requests.
 //
 //	I5  what is committed is stable on every member; in sync mode flush it is written there
-func (c *cluster) acknowledged(m *machine, changed bool) {
+//	I9  no read is answered that was taken when another served in a later tenure already, whoever has heard of that
+func (c *cluster) acknowledged(m *machine, changed bool, taken viewsvc.ViewNum) {
 	if m.replica == nil {
 		return
 	}
@@ -19,6 +20,9 @@ func (c *cluster) acknowledged(m *machine, changed bool) {
 		c.enough(m)
 	}
 	rep := m.replica.Report()
+	if rep.Tenure < taken {
+		c.w.fail("I9: %s answers reads in tenure %d that were taken when another served in tenure %d", m.name, rep.Tenure, taken)
+	}
 	marks := m.store.Marks()
 	if rep.Role != viewsvc.RolePrimary || rep.View == 0 || int(rep.View) > len(c.views.history) {
 		return
@@ -96,6 +100,7 @@ func (c *cluster) noteAcked(m *machine, tenure viewsvc.ViewNum, l wal.LSN) {
 //
 // One that was stopped for long may open in a tenure that is over. It can neither read nor commit.
 func (c *cluster) opened(m *machine, view viewsvc.ViewNum) {
+	c.openIn = max(c.openIn, c.views.history[view-1].Tenure)
 	marks := m.store.Marks() // nothing here may give the turn away
 	if c.views.history[view-1].Tenure < c.ackedIn {
 		return

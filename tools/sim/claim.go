@@ -40,6 +40,9 @@ func (s *session) attachAlone() *endpoint {
 	claim, err := c.views.claim(g.p, g.name, change)
 	c.w.tr("%s: %s: %v", s, change.Act, errText(err))
 	if err != nil {
+		if !errors.Is(err, viewsvc.ErrClaimed) { // the answer was lost, perhaps
+			s.release()
+		}
 		return nil
 	}
 	s.start, s.era, s.generation = claim.Start, claim.SessionEra(), max(s.generation, claim.Start<<32)

@@ -52,6 +52,7 @@ type client struct {
 	s          *session // nil: its gateway is dead, or it has hung up
 	lives      int      // sessions it has had
 	named      bool     // they go by one name
+	alone      bool     // it wants the volume for itself
 	unresolved []*op    // of the sessions of that name that died with their gateway
 	depth      int
 	think      time.Duration
@@ -85,11 +86,11 @@ func (k *client) work() {
 		switch {
 		case k.s == nil:
 			k.s = k.g.attach(k)
-		case c.load && k.rude > 0 && w.one(k.rude):
+		case c.load && k.rude > 0 && w.one(k.rude) && k.s.ready:
 			w.stats.note(hungUp)
 			k.s.close()
 			k.s = nil
-		case c.load && len(k.s.asked) < k.depth:
+		case c.load && k.s.ready && len(k.s.asked) < k.depth:
 			var ops []*op
 			for range 1 + w.rng.IntN(min(3, k.depth-len(k.s.asked))) {
 				ops = append(ops, k.invent())

@@ -46,7 +46,10 @@ type cluster struct {
 	sync          viewsvc.SyncMode
 	minCopies     int
 	operator      bool // somebody who accepts losses is there
-	leases        bool // clocks are good enough for them
+	claims        bool // some clients want the volume for themselves
+	claim         viewsvc.Claim
+	alone         alone // who has it for himself; none: nobody, as far as is known
+	leases        bool  // clocks are good enough for them
 	stormTime     time.Duration
 	load          bool
 	mayFailReads  bool // a block was damaged
@@ -57,6 +60,7 @@ type cluster struct {
 	acked         wal.LSN     // newest record that is known to be acknowledged, and its epoch
 	ackedEpoch    wal.Epoch
 	ackedIn       viewsvc.ViewNum                         // tenure in which it was
+	openIn        viewsvc.ViewNum                         // newest tenure in which a primary opened
 	minAcked      wal.LSN                                 // commit point when writes were acknowledged last
 	copying       map[viewsvc.ReplicaID]viewsvc.ReplicaID // learners that are copied, and by whom
 }
@@ -87,6 +91,7 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 		c.minCopies = 2
 	}
 	c.operator = w.one(2)
+	c.claims = w.one(8)
 	if c.leases = w.one(2); c.leases {
 		w.stats.note(leasedRead)
 	}
@@ -94,6 +99,7 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.views = newViews(w, c.net, 1+2*w.rng.IntN(2))
 	c.views.onView = c.checkView
 	c.views.onGrown = c.grown
+	c.views.onClaim = c.claimed
 	c.runs = slices.Clone(hotRuns[:])
 	if seed%growingSeeds == 0 { // the others are as they would be without
 		c.enlarges = newRand(^seed)
@@ -140,6 +146,9 @@ func (c *cluster) run() string {
 	deadline := w.now + healTime
 	well := false
 	for w.bad == "" && w.now < deadline {
+		if c.claims {
+			c.detachAll()
+		}
 		w.run(w.now+100*time.Millisecond, nil)
 		if well = c.well(); well {
 			break
@@ -181,6 +190,7 @@ func (c *cluster) connect() {
 		for range 1 + w.rng.IntN(2) {
 			k := &client{g: g, no: len(c.clients), depth: 1 + w.rng.IntN(6), think: w.between(3*time.Millisecond, 80*time.Millisecond)}
 			k.named = !g.direct && w.one(3)
+			k.alone = c.claims && !g.direct && w.one(2)
 			k.rude = []int{0, 50, 400}[w.rng.IntN(3)]
 			g.clients = append(g.clients, k)
 			if c.clients = append(c.clients, k); g.direct {
@@ -213,10 +223,10 @@ func (c *cluster) create() {
 			return
 		}
 		c.create()
-		if c.views.mon == nil {
+		if c.views.lead == nil {
 			return
 		}
-		cmd, err := c.views.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: c.minCopies, Sync: c.sync})
+		cmd, err := c.views.lead.mon.PlanCreate(viewsvc.Volume{ID: volumeID, Name: volumeName, Size: volumeSize, Copies: c.copies, MinCopies: c.minCopies, Sync: c.sync})
 		if err != nil {
 			return
 		}
@@ -260,6 +270,7 @@ func (c *cluster) checkView(kind viewsvc.Kind, v viewsvc.View) {
 	}
 	if old.Num > 0 && v.Primary != old.Primary {
 		w.stats.note(promoted)
+		c.nemesis.replaced(old)
 	} else if old.Num > 0 && v.Tenure != old.Tenure {
 		w.stats.note(resumed)
 	}
@@ -291,7 +302,7 @@ func (c *cluster) mayLose(m *machine) bool {
 
 // failed is an error that a client was given.
 func (c *cluster) failed(o *op, err error) {
-	if c.mayFailReads && errors.Is(err, blockdev.ErrIO) {
+	if c.mayFailReads && errors.Is(err, blockdev.ErrIO) || errors.Is(err, blockdev.ErrNoSpace) { // noSpace has looked at that
 		return
 	}
 	c.w.fail("%v failed: %v", o, err)
@@ -299,12 +310,12 @@ func (c *cluster) failed(o *op, err error) {
 
 // well tells whether the volume has all its members and everything was answered.
 func (c *cluster) well() bool {
-	if !c.complete() || c.growing() {
+	if !c.complete() || c.growing() || c.claim.Owner != "" {
 		return false
 	}
 	for _, g := range c.gateways {
 		for _, s := range g.sessions {
-			if len(s.asked) > 0 || !s.live {
+			if s.ready && (len(s.asked) > 0 || !s.live) {
 				return false
 			}
 		}
@@ -370,10 +381,18 @@ func (c *cluster) finalReads() {
 		s.close() // it comes back to a larger disk
 		c.clients[0].s = nil
 	}
-	for c.clients[0].s == nil && w.bad == "" { // it has just hung up
+	deadline := w.now + healTime
+	for c.clients[0].s == nil && w.bad == "" && w.now < deadline { // it has just hung up
+		if c.claims { // a claim may have been made late, of which nobody had an answer
+			c.detachAll()
+		}
 		w.run(w.now+20*time.Millisecond, nil)
 	}
 	s := c.clients[0].s
+	if s == nil {
+		w.fail("the client of the last reads is not let in")
+		return
+	}
 	var reads []*op
 	for _, run := range c.runs {
 		for b := run[0]; b < run[0]+run[1]; b++ {
@@ -381,7 +400,6 @@ func (c *cluster) finalReads() {
 		}
 	}
 	s.submit(reads)
-	deadline := w.now + healTime
 	for w.bad == "" && len(s.asked) > 0 && w.now < deadline {
 		w.run(w.now+20*time.Millisecond, nil)
 	}

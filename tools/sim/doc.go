@@ -17,17 +17,20 @@
 //
 // # What is not
 //
-// Raft is a list of commands that are committed late, or not at all, or without anybody hearing of it. HTTP and NBD are
-// messages of Go values. replication.Node and the gateway's connections are retold (machine.go, node.go, gateway.go): how
-// they ping, reconnect, repeat requests and count generations.
+// Raft is a list of commands that are committed late, or not at all, or without anybody hearing of it; a leader that is
+// left behind answers from the state of before for as long as its lease lasts. HTTP and NBD are messages of Go values.
+// replication.Node and the gateway's connections are retold (machine.go, node.go, gateway.go, claim.go): how they ping,
+// reconnect, repeat requests, count generations and attach exclusively.
 //
 // # What goes wrong
 //
-// nemesis.go, faults.go: processes of nodes and gateways are killed, stopped and ended in good order; clients hang up with
-// requests under way and come back; machines lose power one at a time and all at once with any part of what was not synced,
-// also in the middle of a storage operation; disks are slow, fail, are replaced, flip bits; the network delays, loses in
-// one direction, partitions and resets; clocks run fast, slow and hardly at all; view servers stop and leadership moves;
-// volumes are handed over, verified and scrubbed. In each run a few kinds are common and others do not happen.
+// nemesis.go, faults.go: processes of nodes and gateways are killed, stopped and ended in good order; clients hang up
+// with requests under way and come back; machines lose power one at a time and all at once with any part of what was
+// not synced, also in the middle of a storage operation; disks are slow, fail, are full, are replaced, flip bits; the network
+// delays, loses in one direction, partitions and resets; clocks run fast, slow and hardly at all; view servers stop,
+// leadership moves, and old leaders do not notice; a primary is left behind with some of its clients in the very
+// moment in which it is replaced (strand.go); volumes are handed over, verified and scrubbed. In each run a few kinds
+// are common and others do not happen.
 //
 // operator.go: in half of the runs there is an operator, who resumes a volume that is held and forces an old copy to be
 // primary when all members are gone. Only then may what was acknowledged be lost; without him, faults that lead there
@@ -45,7 +48,9 @@
 //   - In a quarter of the runs the volume grows. What the view service says that it has can be used by all clients, at
 //     every primary from then on.
 //   - I2 and the numbers of views, as each is made; I5, I7, I9, I10 and min_copies whenever something is acknowledged and
-//     whenever a primary opens (asserts.go). The replicas' own assertions panic.
+//     whenever a primary opens (asserts.go): no read is answered, by whatever lease, that was taken when another primary
+//     served already. The replicas' own assertions panic.
+//   - Who has the volume for himself has it: nobody else is answered, and nothing of others is carried out any more (claim.go).
 //   - Verify and scrub find damage where there is some and nowhere else; after a scrub no block is bad of which there is
 //     a good copy.
 //   - When the faults are over, the volume has all its members and every request is answered within a minute, and the

@@ -15,10 +15,10 @@ func (c *cluster) enlarge() {
 	rng := c.enlarges
 	for range 1 + rng.IntN(3) {
 		c.w.after(time.Duration(rng.Int64N(int64(c.stormTime))), func() {
-			if c.views.mon == nil {
+			if c.views.lead == nil {
 				return
 			}
-			cmd, err := c.views.mon.PlanResize(volumeName, (c.blocks()+1+rng.Uint64N(3*blockdev.RegionBlocks))*blockdev.BlockSize)
+			cmd, err := c.views.lead.mon.PlanResize(volumeName, (c.blocks()+1+rng.Uint64N(3*blockdev.RegionBlocks))*blockdev.BlockSize)
 			if err != nil {
 				return
 			}
@@ -47,9 +47,9 @@ func (c *cluster) growing() bool {
 	if c.enlarges == nil {
 		return false
 	}
-	if c.views.mon == nil {
+	if c.views.lead == nil {
 		return true
 	}
-	st, err := c.views.mon.VolumeStatus(volumeName)
+	st, err := c.views.lead.mon.VolumeStatus(volumeName)
 	return err != nil || st.Volume.Wanted != 0
 }

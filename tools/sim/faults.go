@@ -27,6 +27,7 @@ const (
 	faultSlowLink
 	faultSlowDisk
 	faultDiskError
+	faultFull     // a disk is full, or all are
 	faultStopInIO // power is lost in the middle of a storage operation
 	faultWipe
 	faultFlip
@@ -38,6 +39,7 @@ const (
 	faultRestart // a node's process is stopped in good order, as for an upgrade
 	faultVerify  // an operator's order
 	faultScrub   // likewise
+	faultStrand  // a primary is left behind with some of its clients
 	faultForce   // all members are gone, and an operator makes do with an older copy
 	faultCount
 )
@@ -45,9 +47,9 @@ const (
 // faultNames are for the command line.
 var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faultBlackout: "blackout", faultPause: "pause",
 	faultIsolate: "isolate", faultSplit: "split", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
-	faultDiskError: "diskerror", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
+	faultDiskError: "diskerror", faultFull: "full", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
 	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock", faultGateway: "gateway", faultRestart: "restart",
-	faultVerify: "verify", faultScrub: "scrub", faultForce: "force"}
+	faultVerify: "verify", faultScrub: "scrub", faultStrand: "strand", faultForce: "force"}
 
 // parseFaults reads a list of names.
 func parseFaults(list string) ([]fault, error) {
@@ -135,6 +137,8 @@ func (n *nemesis) do(f fault, m *machine) {
 			m.fs.FailAt(at, err)
 			n.during(func() {}, func() { m.fs.FailAt(-1, nil); m.kill(); m.start() })
 		}
+	case faultFull:
+		n.full(m)
 	case faultStopInIO:
 		if m.p != nil && (c.sync == viewsvc.SyncAlways || c.operator) {
 			m.fs.StopAt(m.fs.Ops() + w.rng.IntN(30))
@@ -145,14 +149,16 @@ func (n *nemesis) do(f fault, m *machine) {
 	case faultFlip:
 		n.flip(m)
 	case faultHandover:
-		if mon := c.views.mon; mon != nil {
-			_, to, err := mon.OrderHandover(volumeName, "")
+		if o := c.views.lead; o != nil {
+			_, to, err := o.mon.OrderHandover(volumeName, "")
 			w.tr("handover to %s is ordered: %s", to, errText(err))
 			c.views.flush()
 		}
 	case faultLeader:
-		if c.views.mon != nil {
-			c.views.elect(w.between(20*time.Millisecond, time.Second))
+		if after := w.between(20*time.Millisecond, time.Second); w.one(2) {
+			c.views.leaveBehind(after)
+		} else {
+			c.views.elect(after)
 		}
 	case faultViewServer:
 		i := w.rng.IntN(len(c.views.servers))
@@ -181,6 +187,8 @@ func (n *nemesis) do(f fault, m *machine) {
 		}
 	case faultVerify, faultScrub:
 		c.check(f == faultScrub)
+	case faultStrand:
+		n.strand()
 	case faultForce:
 		if c.operator {
 			n.outdate(m)
@@ -222,17 +230,9 @@ func (n *nemesis) split() {
 		side[0] = append(side[0], c.views.servers...)
 	}
 	w.tr("%v and %v are parted", side[0], side[1])
-	each := func(f func(from, to string)) {
-		for _, a := range side[0] {
-			for _, b := range side[1] {
-				f(a, b)
-				f(b, a)
-			}
-		}
-	}
-	n.during(func() { each(c.net.block) }, func() {
+	n.during(func() { n.part(side, c.net.block) }, func() {
 		w.tr("%v and %v are parted no more", side[0], side[1])
-		each(c.net.unblock)
+		n.part(side, c.net.unblock)
 	})
 }
 

@@ -1,10 +1,11 @@
 package main
 
 import (
-	"slices"
+	"errors"
 	"time"
 
 	"lockstep/blockdev"
+	"lockstep/viewsvc"
 )
 
 // The messages between a client and a node: NBD without its bytes.
@@ -44,7 +45,7 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 	if !ok {
 		return
 	}
-	c := &front{m: m, p: p, e: e, no: hello.client}
+	c := &front{m: m, p: p, e: e, no: hello.client, taken: map[uint64]viewsvc.ViewNum{}}
 	r := m.replica
 	s, err := r.Attach(nobody, hello.id, c)
 	e.post(attached{err, r.Geometry().Size / blockdev.BlockSize})
@@ -65,6 +66,7 @@ func (m *machine) serveClient(p *proc, e *endpoint) {
 			if q.op == blockdev.OpRead {
 				r.Data = make([]byte, q.length)
 				c.reads++
+				c.taken[q.tag] = m.c.openIn
 			}
 			if m.c.minCopies > 1 && r.Op.Mutates() && len(m.c.views.current().Members()) < m.c.minCopies {
 				m.w.stats.note(minWaited)
@@ -81,8 +83,9 @@ type front struct {
 	m     *machine
 	p     *proc
 	e     *endpoint
-	no    int // of the client
-	reads int // submitted and not completed
+	no    int                        // of the client
+	reads int                        // submitted and not completed
+	taken map[uint64]viewsvc.ViewNum // by tag of a read: the newest tenure that any primary served in when it was submitted
 }
 
 // Complete implements blockdev.Client.
@@ -90,17 +93,25 @@ func (f *front) Complete(done []*blockdev.Request) {
 	if f.p.dead {
 		return
 	}
-	changed := slices.ContainsFunc(done, func(q *blockdev.Request) bool { return q.Op.Mutates() && q.Err == nil })
-	// A little later, when no lock is held: the invariants hold at every moment.
-	f.p.w.after(0, func() { f.m.c.acknowledged(f.m, changed) })
+	changed, taken := false, viewsvc.ViewNum(0)
 	for _, q := range done {
+		if errors.Is(q.Err, blockdev.ErrNoSpace) {
+			f.p.w.after(0, func() { f.m.c.noSpace(f.m) })
+		}
 		a := answer{tag: q.Tag, err: q.Err}
 		if q.Op == blockdev.OpRead {
 			a.data = q.Data
 			f.reads--
+			if q.Err == nil {
+				taken = max(taken, f.taken[q.Tag])
+			}
+			delete(f.taken, q.Tag)
 		}
+		changed = changed || q.Op.Mutates() && q.Err == nil
 		f.e.post(a)
 	}
+	// A little later, when no lock is held: the invariants hold at every moment.
+	f.p.w.after(0, func() { f.m.c.acknowledged(f.m, changed, taken) })
 }
 
 // Abort implements blockdev.Client.

@@ -23,6 +23,8 @@ type gatewayProc struct {
 	flight   gateway.Flight
 	sessions []*session        // of clients, and those that are fenced
 	route    route             // to the primary
+	claim    viewsvc.Claim     // the newest that it heard of
+	tookOver bool              // one of its clients has taken the volume over: none does again
 	newest   map[string]uint64 // generation of each name that a client brought
 }
 
@@ -37,6 +39,11 @@ type session struct {
 	g          *gatewayProc
 	k          *client
 	gone       bool   // the client has hung up
+	alone      bool   // it wants the volume for itself
+	ready      bool   // the client may work
+	evicted    bool   // a claim has ended it
+	refused    error  // why it need not try any more
+	era, start uint64 // viewsvc.Claim's
 	name       string // "": anonymous
 	numbers    string
 	generation uint64
@@ -55,7 +62,7 @@ func (g *gatewayProc) start() {
 	}
 	g.runs++
 	g.p = g.c.w.newProc(fmt.Sprintf("%s.%d", g.name, g.runs))
-	g.flight, g.sessions, g.newest = gateway.Flight{}, nil, map[string]uint64{}
+	g.flight, g.sessions, g.newest, g.claim, g.tookOver = gateway.Flight{}, nil, map[string]uint64{}, viewsvc.Claim{}, false
 	g.p.Go(g.watch)
 	for _, k := range g.clients {
 		g.p.Go(k.work)
@@ -79,11 +86,14 @@ func (g *gatewayProc) kill() {
 	}
 }
 
-// attach begins a session.
+// attach begins a session; nil: the client is refused.
 func (g *gatewayProc) attach(k *client) *session {
+	if g.claim.Owner != "" && !k.alone && !g.direct {
+		return nil
+	}
 	k.lives++
 	g.c.sessions++
-	s := &session{g: g, k: k, no: g.c.sessions, size: g.c.blocks()}
+	s := &session{g: g, k: k, no: g.c.sessions, size: g.c.blocks(), alone: k.alone, ready: !k.alone, era: g.claim.SessionEra()}
 	if !g.direct {
 		s.name = fmt.Sprintf("c%d.%d", k.no, k.lives)
 		s.numbers = s.name
@@ -101,10 +111,13 @@ func (g *gatewayProc) attach(k *client) *session {
 func (g *gatewayProc) watch() {
 	for {
 		g.p.sleep(watchEvery)
-		if r, err := g.c.views.primary(g.p, g.name); err == nil && r.tenure >= g.route.tenure && r != g.route {
-			g.route = r
-			for _, s := range g.sessions {
-				s.cut("another is primary")
+		if said, err := g.c.views.primary(g.p, g.name); err == nil {
+			g.learn(said.claim)
+			if r := said.route; r.tenure >= g.route.tenure && r != g.route {
+				g.route = r
+				for _, s := range g.sessions {
+					s.cut("another is primary")
+				}
 			}
 		}
 		for _, s := range g.sessions { // nobody waits for ever for a connection that died without a word
@@ -128,8 +141,25 @@ func (s *session) String() string { return fmt.Sprintf("%s session %d", s.g.p.na
 // run keeps the session connected. It ends when the client has hung up and nothing of it can come any more.
 func (s *session) run() {
 	c := s.g.c
+	var e *endpoint
+	if s.alone {
+		if e = s.attachAlone(); e == nil {
+			if s.k.s == s {
+				s.k.s = nil
+			}
+			s.gone = true
+		} else {
+			s.ready = true
+		}
+	}
 	for !s.gone || len(s.owed) > 0 {
-		e := s.connect()
+		if e == nil {
+			e = s.connect()
+		}
+		if e == nil && s.refused != nil {
+			s.fenced()
+			break
+		}
 		if e == nil {
 			s.g.p.sleep(c.w.between(c.reconnect/2, 2*c.reconnect))
 			continue
@@ -144,10 +174,14 @@ func (s *session) run() {
 		}
 		e.Close()
 		s.lost()
+		e = nil
 	}
 	s.g.flight.Bury(&s.lane)
 	s.g.sessions = slices.DeleteFunc(s.g.sessions, func(o *session) bool { return o == s })
 	s.g.sendWoken()
+	if s.alone && s.ready && !s.k.named && !s.evicted { // a named one keeps it for its next process
+		s.release()
+	}
 }
 
 // connect finds the primary and attaches (G6).
@@ -156,8 +190,8 @@ func (s *session) connect() *endpoint {
 	addr := g.route.addr
 	if w.one(3) { // before the view service says so
 		addr = g.c.machines[w.rng.IntN(len(g.c.machines))].name + ":" + clientPort
-	} else if r, err := g.c.views.primary(g.p, g.name); err == nil && r.tenure >= g.route.tenure {
-		g.route, addr = r, r.addr
+	} else if said, err := g.c.views.primary(g.p, g.name); err == nil && said.route.tenure >= g.route.tenure {
+		g.route, addr = said.route, said.route.addr
 	}
 	if addr == "" {
 		return nil
@@ -172,13 +206,16 @@ func (s *session) connect() *endpoint {
 		s.generation = max(s.generation, g.newest[s.name]+1)
 		g.newest[s.name] = s.generation
 	}
-	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Numbers: s.numbers}
+	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Numbers: s.numbers, Era: s.era, Exclusive: s.alone}
 	if s.name == "" {
 		id = blockdev.SessionID{}
 	}
 	e.post(attachMsg{s.no, id})
 	e.deadline = w.now + clientTimeout
 	m, err := e.recv()
+	if err == nil && s.refusal(m.(attached).err) {
+		s.refused = m.(attached).err
+	}
 	if err != nil || m.(attached).err != nil || m.(attached).size < s.size {
 		e.Close()
 		return nil
@@ -190,16 +227,7 @@ func (s *session) connect() *endpoint {
 
 // begin sends what is in flight again (G2). What the session owed is fenced.
 func (s *session) begin(e *endpoint) {
-	h := s.g.c.history
-	for _, o := range s.owed {
-		h.moment++
-		o.fenced = h.moment
-	}
-	if len(s.owed) > 0 {
-		s.g.c.w.stats.note(ghostFenced)
-	}
-	s.owed = nil
-	s.g.flight.Bury(&s.lane)
+	s.fenced()
 	if s.gone {
 		return
 	}
@@ -211,6 +239,20 @@ func (s *session) begin(e *endpoint) {
 	s.g.flight.Rewind(&s.lane)
 	s.take()
 	s.g.sendWoken()
+}
+
+// fenced is when nothing that the session owes can be carried out any more.
+func (s *session) fenced() {
+	h := s.g.c.history
+	for _, o := range s.owed {
+		h.moment++
+		o.fenced = h.moment
+	}
+	if len(s.owed) > 0 {
+		s.g.c.w.stats.note(ghostFenced)
+	}
+	s.owed = nil
+	s.g.flight.Bury(&s.lane)
 }
 
 // lost is the end of a connection.
@@ -296,6 +338,7 @@ func (s *session) answered(a answer) {
 		s.g.flight.Complete(&s.lane, &o.req)
 	}
 	s.k.answered(o, a)
+	c.answeredAlone(s, o)
 	s.g.sendWoken()
 }
 

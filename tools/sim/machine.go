@@ -46,7 +46,9 @@ type machine struct {
 	boot    int // counts the machine's starts
 	copies  int // replicas that were ever made here
 	cluster string
-	slow    int // disk operations take so many times as long
+	slow    int           // disk operations take so many times as long
+	full    int           // how many faults have its disk full
+	filled  time.Duration // when it was full last
 
 	p         *proc // nil: no process
 	powered   bool
@@ -93,6 +95,7 @@ func (m *machine) start() {
 	}
 	m.c.net.back(m.name)
 	m.runs++
+	m.fs.Inject(m.noRoom)
 	m.p = m.w.newProc(fmt.Sprintf("%s.%d", m.name, m.runs))
 	m.p.work = m.work
 	m.p.jitter = m.c.jitter
@@ -255,11 +258,11 @@ func (m *machine) end(power bool) {
 	if p := m.p; p != nil {
 		p.kill()
 		m.c.net.drop(p, power)
-		if mon := m.c.views.mon; mon != nil && !power && m.c.net.open(m.name, m.c.views.servers[m.c.views.leader]) {
+		if o := m.c.views.office(m.name); o != nil && !power && m.c.net.open(m.name, m.c.views.servers[o.server]) {
 			m.w.after(m.c.net.hop(), func() {
-				if m.c.views.mon == mon {
-					mon.Broken(viewsvc.NodeID(m.name), p.name)
-					m.c.views.flush()
+				if o.mon != nil {
+					o.mon.Broken(viewsvc.NodeID(m.name), p.name)
+					m.c.views.flushOffice(o)
 				}
 			})
 		}

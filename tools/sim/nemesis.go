@@ -16,7 +16,8 @@ type nemesis struct {
 	pace    time.Duration
 	spite   int // one provocation in so many is answered; 0: none
 	over    bool
-	active  int // faults that last
+	active  int      // faults that last
+	left    *machine // stranded
 	// cacheLost: a member has lost its page cache, and not everything is as it was again.
 	cacheLost bool
 	undo      []func() // what ends with the storm
@@ -26,9 +27,9 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 	n := &nemesis{c: c}
 	w := c.w
 	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 3, faultSplit: 4, faultOneWay: 4, faultReset: 5,
-		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
+		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultFull: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
 		faultViewServer: 2, faultClock: 2, faultGateway: 2, faultRestart: 3, faultVerify: 1, faultScrub: 1,
-		faultForce: 1}
+		faultStrand: 1, faultForce: 1}
 	for i, x := range usual {
 		switch w.rng.IntN(4) {
 		case 0:
@@ -113,7 +114,9 @@ func (n *nemesis) spell() time.Duration {
 }
 
 // during does something and undoes it later.
-func (n *nemesis) during(do, undo func()) {
+func (n *nemesis) during(do, undo func()) { n.lasting(n.spell(), do, undo) }
+
+func (n *nemesis) lasting(d time.Duration, do, undo func()) {
 	done := false
 	end := func() {
 		if !done {
@@ -125,7 +128,7 @@ func (n *nemesis) during(do, undo func()) {
 	n.active++
 	do()
 	n.undo = append(n.undo, end)
-	n.c.w.after(n.spell(), end)
+	n.c.w.after(d, end)
 }
 
 func (n *nemesis) fate() memfs.Fate {
@@ -157,7 +160,7 @@ func (n *nemesis) heal() {
 	for i := range n.c.views.servers {
 		n.c.views.setDown(i, false)
 	}
-	if n.c.views.mon == nil {
+	if n.c.views.lead == nil {
 		n.c.views.elect(100 * time.Millisecond)
 	}
 }

@@ -79,6 +79,8 @@ func (m *machine) make(v viewsvc.Volume) error {
 
 func (m *machine) storageEvent(e blockdev.Event) {
 	switch e := e.(type) {
+	case blockdev.EventDiskFull:
+		m.w.stats.note(diskFull)
 	case blockdev.EventRepaired:
 		m.w.stats.note(repaired)
 	case blockdev.EventRecovered:

@@ -19,7 +19,7 @@ const (
 func (c *cluster) operate() {
 	c.w.after(operatorLooks, func() {
 		c.operate()
-		if mon := c.views.mon; mon != nil && c.held() && mon.OrderResume(volumeName) == nil {
+		if o := c.views.lead; o != nil && c.held() && o.mon.OrderResume(volumeName) == nil {
 			c.lose(false)
 			c.w.stats.note(resumedHeld)
 			c.views.flush()
@@ -83,7 +83,7 @@ func (n *nemesis) force(m *machine) {
 // forceNow gives the order, if the members still are gone.
 func (n *nemesis) forceNow(m *machine, gone []*machine) {
 	v := n.c.views
-	if v.mon == nil || m.p == nil || n.over {
+	if v.lead == nil || m.p == nil || n.over {
 		return
 	}
 	for _, r := range v.current().Members() {
@@ -91,7 +91,7 @@ func (n *nemesis) forceNow(m *machine, gone []*machine) {
 			return
 		}
 	}
-	cmd, err := v.mon.PlanForce(volumeName, viewsvc.NodeID(m.name), "nobody else is left")
+	cmd, err := v.lead.mon.PlanForce(volumeName, viewsvc.NodeID(m.name), "nobody else is left")
 	if err != nil {
 		n.c.w.tr("force: %v", err)
 		return
@@ -101,11 +101,11 @@ func (n *nemesis) forceNow(m *machine, gone []*machine) {
 
 // check orders a comparison of the members, or a scrub.
 func (c *cluster) check(scrub bool) (id uint64) {
-	mon := c.views.mon
-	if mon == nil {
+	lead := c.views.lead
+	if lead == nil {
 		return 0
 	}
-	o, err := mon.OrderCheck(volumeName, scrub)
+	o, err := lead.mon.OrderCheck(volumeName, scrub)
 	c.w.tr("check ordered, scrub %v: %d %s", scrub, o.ID, errText(err))
 	c.views.flush()
 	return o.ID
@@ -122,6 +122,7 @@ func (c *cluster) checked(m *machine, r *viewsvc.CheckReport) {
 	case r.Error != "":
 	case r.Repaired > r.Bad:
 		c.w.fail("%s: check %d repaired %d of %d bad blocks", m.name, r.ID, r.Repaired, r.Bad)
+	case r.Bad > 0 && m.store.Copying(): // it began to be copied meanwhile
 	case r.Bad > 0 && len(c.damagedBlocks) == 0:
 		c.w.fail("%s: check %d found %d bad blocks, and nothing was done to any", m.name, r.ID, r.Bad)
 	case r.Bad > 0:

@@ -8,10 +8,17 @@ package main
 //   - A primary goes on in a new tenure with what it knew in another: a primary that was replaced comes back as a learner
 //     first, and forgets everything then. (TestNothingIsCarriedIntoANewTenure)
 //   - A write is ordered though there are fewer than min_copies members: it is not answered before there are enough.
-//   - A tenure begins without a VIEW record. (noviewrec in the random walk)
+//   - A tenure begins without a VIEW record: whoever reads or writes there waits for the members' answers, which come by streams
+//     that have cut their logs. A tail of an earlier tenure that comes back all the same was never answered, and nothing
+//     was read without it. (noviewrec in the random walk, for which a write that a primary opened without is dead)
 //   - A new primary commits before its VIEW record has its place. (TestNothingIsCommittedBeforeTheViewRecordHasItsPlace)
-//   - What leases rest on, but that they end: reads and a failover have to meet within some tens of milliseconds. (the random
-//     walk's mutants of mode walkLease)
+//   - A primary relies on grants that it gave back: a handover leaves it a member, so that the next primary does not open
+//     before it has left its tenure, and nobody replaces a member sooner than after T_dead, when every grant is over.
+//     (keepreturned in the random walk, whose view service does not wait)
+//   - A backup confirms a view that it has left: it looks before it takes a message, and that is after the read was taken.
+//     (confirmany in the random walk, which breaks that too)
+//   - A primary lets clients in before orders of its own tenure have told it who has the volume for himself: it hears of its
+//     tenure by these orders, all but always. (heardOrders; group tests)
 //   - The bytes of a client that is gone are given free at once (G5), while its session is fenced all the same. (package
 //     gateway)
 //   - A session attaches with an older generation (R3): a gateway sends nothing before it was let in, and what an older
@@ -72,4 +79,24 @@ var mutants = []mutant{
 		{"replication/core.go", "		if c.suspect {\n			// Nothing", "		if " + off("heldcuts") + " && c.suspect {\n			// Nothing"}}},
 	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced
 		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + off("unfinished") + " && rep.Copying &&"}}},
+	{"nograntwait", "strand", 1, []edit{ // a new primary opens though its promise to another still runs
+		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
+	{"forgetgrant", "strand,slowlink", 1, []edit{ // a restarted replica takes itself to have promised nothing
+		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
+	{"leaseofone", "strand,split", 1, []edit{ // one peer's grant is good for all
+		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + on("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
+	{"leasefromack", "strand,slowlink", 1, []edit{ // a lease counts from when the grant arrived
+		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + on("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.at\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
+	{"longlease", "strand", 1, []edit{ // a grant is relied on for as long as it was given, by whatever clock
+		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + on("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
+	{"fullearly", "full,isolate,oneway,strand", 1, []edit{ // a full primary refuses writes that another may have room for
+		{"replication/full.go", "r.full >= fullTicks && r.core.alone()", "r.full >= fullTicks && (r.core.alone() || " + on("fullearly") + ")"}}},
+	{"besideowner", "leader,kill", 1, []edit{ // a session comes back beside an owner that is about to hold the volume
+		{"replication/claim.go", "!claim.Held && r.named[claim.Owner] == nil", "!claim.Held && (r.named[claim.Owner] == nil || " + on("besideowner") + ")"}}},
+	{"noeviction", "pause,gateway", 1, []edit{ // a session goes on that a claim has ended
+		{"replication/claim.go", "Admits(s.id.Name, s.id.Era); !alive {\n			ended", "Admits(s.id.Name, s.id.Era); !alive && " + off("noeviction") + " {\n			ended"}}},
+	{"crowded", "gateway,leader", 1, []edit{ // somebody is let in for himself while others are attached
+		{"replication/claim.go", "case id.Exclusive && !claim.Held:", "case id.Exclusive && !claim.Held && " + off("crowded") + ":"}}},
+	{"olderas", "gateway,pause,isolate", 1, []edit{ // a session of before a claim comes back
+		{"replication/claim.go", "	case !alive:\n", "	case !alive && " + off("olderas") + ":\n"}}},
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -10,34 +11,47 @@ import (
 
 // The waits of the view service, in its ticks.
 const (
-	viewTick   = 20 * time.Millisecond
-	pingHold   = 100 * time.Millisecond
-	rpcTimeout = 3 * time.Second
+	viewTick  = 20 * time.Millisecond
+	pingHold  = 100 * time.Millisecond
+	raftLease = 400 * time.Millisecond // how long a leader that hears of nobody takes itself for it
 )
 
-var monitorOptions = viewsvc.MonitorOptions{TDead: 60, FirstWait: 15, ResumeWait: 15, RecruitAfter: 150, HandoverWait: 100,
+// tDead is how long a node is silent before it is called dead.
+const tDead = 1200 * time.Millisecond
+
+var monitorOptions = viewsvc.MonitorOptions{TDead: uint64(tDead / viewTick), FirstWait: 15, ResumeWait: 15, RecruitAfter: 150, HandoverWait: 100,
 	SettleEvery: 5, BackoffMin: 5, BackoffMax: 100}
 
 // views is the view service: the real replicated state and the real Monitor. Raft is abstracted to what it promises: a
 // command is committed after a while or never; its answer may be lost either way; leadership moves, and what a leader
-// knew beside the state is then forgotten.
+// knew beside the state is then forgotten. A leader that is left behind goes on for a while: it answers whoever asks it
+// from the state of before, and commits nothing.
 type views struct {
 	w       *world
 	net     *network
 	state   *viewsvc.State
-	mon     *viewsvc.Monitor // nil: nobody leads
-	servers []string         // hosts
-	down    []bool           // by server
-	leader  int
+	lead    *office        // nil: nobody leads
+	behind  *office        // a leader of before that does not know that it is none; nil: there is none
+	servers []string       // hosts
+	down    []bool         // by server
+	asked   map[string]int // by host: the server that it asks first, because that answered last
 	term    uint64
-	held    []*heldPing
 	history []viewsvc.View
 	onView  func(viewsvc.Kind, viewsvc.View)
 	onGrown func(size uint64)
+	onClaim func(viewsvc.Claim)
 
 	loss int // one reply in so many is lost
 
 	underWay map[viewsvc.ReplicaID]int // proposals of a replica that may still be committed
+}
+
+// office is a server's time as leader.
+type office struct {
+	server int
+	term   uint64
+	mon    *viewsvc.Monitor // nil: it is over
+	held   []*heldPing
 }
 
 type heldPing struct {
@@ -49,7 +63,7 @@ type heldPing struct {
 var errNoLeader = errors.New("no view server leads")
 
 func newViews(w *world, n *network, servers int) *views {
-	v := &views{w: w, net: n, state: viewsvc.NewState(), down: make([]bool, servers), underWay: map[viewsvc.ReplicaID]int{}}
+	v := &views{w: w, net: n, state: viewsvc.NewState(), down: make([]bool, servers), asked: map[string]int{}, underWay: map[viewsvc.ReplicaID]int{}}
 	for i := range servers {
 		v.servers = append(v.servers, fmt.Sprintf("v%d", i+1))
 	}
@@ -57,7 +71,7 @@ func newViews(w *world, n *network, servers int) *views {
 		w.fail("views: %v", err)
 	}
 	v.elect(0)
-	v.tick(false)
+	v.tick()
 	return v
 }
 
@@ -83,23 +97,67 @@ func (v *views) elect(after time.Duration) {
 		if v.term != term || !v.quorum() {
 			return
 		}
-		for v.leader = v.w.rng.IntN(len(v.servers)); v.down[v.leader]; {
-			v.leader = (v.leader + 1) % len(v.servers)
+		o := &office{server: v.w.rng.IntN(len(v.servers)), term: term}
+		for v.down[o.server] || v.behind != nil && v.behind.server == o.server && v.up() > 1 {
+			o.server = (o.server + 1) % len(v.servers)
 		}
-		o := monitorOptions
-		o.Epoch = term
-		v.mon = viewsvc.NewMonitor(v.state, o)
-		v.w.tr("views: %s leads in term %d", v.servers[v.leader], term)
+		options := monitorOptions
+		options.Epoch = term
+		o.mon = viewsvc.NewMonitor(v.state, options)
+		v.lead = o
+		v.w.tr("views: %s leads in term %d", v.servers[o.server], term)
 		v.flush()
 	})
 }
 
+// abdicate ends the leader's office, if there is one.
 func (v *views) abdicate() {
-	v.mon = nil
-	for _, h := range v.held {
+	v.end(v.lead)
+	v.lead = nil
+}
+
+// end is when a server notices that it leads no more.
+func (v *views) end(o *office) {
+	if o == nil {
+		return
+	}
+	for _, h := range o.held {
 		h.reply(viewsvc.PingReply{}, errNoLeader)
 	}
-	v.held = nil
+	o.held, o.mon = nil, nil
+}
+
+// leaveBehind has another server lead while this one takes itself for the leader yet: it was stopped, or lost the others,
+// and what it calls its lease is not over.
+func (v *views) leaveBehind(after time.Duration) {
+	o := v.lead
+	if o == nil || v.behind != nil || len(v.servers) == 1 {
+		v.elect(after)
+		return
+	}
+	state, err := v.copyState()
+	if err != nil {
+		v.w.fail("views: %v", err)
+		return
+	}
+	v.w.stats.note(leftBehind)
+	v.w.tr("views: %s is left behind", v.servers[o.server])
+	v.behind, v.state = o, state // its Monitor keeps the state of before
+	v.lead = nil
+	v.elect(after)
+	v.w.after(v.w.between(after/2, after+raftLease), func() {
+		v.w.tr("views: %s notices that it leads no more", v.servers[o.server])
+		v.behind = nil
+		v.end(o)
+	})
+}
+
+func (v *views) copyState() (*viewsvc.State, error) {
+	b, err := v.state.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return viewsvc.DecodeState(bytes.NewReader(b))
 }
 
 // setDown stops or starts a view server.
@@ -109,72 +167,75 @@ func (v *views) setDown(i int, down bool) {
 	}
 	v.down[i] = down
 	v.w.tr("views: %s down: %v", v.servers[i], down)
+	if o := v.behind; down && o != nil && o.server == i {
+		v.behind = nil
+		v.end(o)
+	}
 	if !v.quorum() {
 		v.term++
 		v.abdicate()
-	} else if v.mon == nil || v.leader == i {
+	} else if v.lead == nil || v.lead.server == i {
 		v.elect(v.w.between(50*time.Millisecond, 800*time.Millisecond))
 	}
 }
 
-// tick is the Monitor's clock.
-func (v *views) tick(late bool) {
-	v.w.after(viewTick, func() { v.tick(false) })
-	if v.mon == nil {
-		return
+// tick is the Monitors' clock.
+func (v *views) tick() {
+	v.w.after(viewTick, v.tick)
+	for _, o := range []*office{v.lead, v.behind} {
+		if o != nil {
+			o.mon.Tick(false)
+			v.flushOffice(o)
+			v.release(o)
+		}
 	}
-	v.mon.Tick(late)
-	v.flush()
-	v.release(false)
 }
 
 // release answers the pings that are held for no reason any more.
-func (v *views) release(bool) {
-	held := v.held
-	v.held = nil
+func (v *views) release(o *office) {
+	held := o.held
+	o.held = nil
 	for _, h := range held {
-		if v.mon != nil && v.mon.Held(h.req) && v.w.now < h.until {
-			v.held = append(v.held, h)
+		if o.mon != nil && o.mon.Held(h.req) && v.w.now < h.until {
+			o.held = append(o.held, h)
 			continue
 		}
-		v.answer(h)
+		o.answer(h)
 	}
 }
 
-func (v *views) answer(h *heldPing) {
-	if v.mon == nil {
+func (o *office) answer(h *heldPing) {
+	if o.mon == nil {
 		h.reply(viewsvc.PingReply{}, errNoLeader)
 		return
 	}
-	h.reply(v.mon.Reply(h.req))
+	h.reply(o.mon.Reply(h.req))
 }
 
-// flush passes on what the Monitor wants done.
-func (v *views) flush() {
-	mon := v.mon
-	out := mon.Take()
+// flush passes on what the leader's Monitor wants done.
+func (v *views) flush() { v.flushOffice(v.lead) }
+
+func (v *views) flushOffice(o *office) {
+	out := o.mon.Take()
 	for _, e := range out.Events {
-		if e.Kind == viewsvc.EventAwaited {
-			v.w.stats.note(suspectWaited)
-		}
 		if e.Kind == viewsvc.EventAwaited {
 			v.w.stats.note(suspectWaited)
 		}
 		v.w.tr("views: %v %s %s %s %v", e.Kind, e.Node, e.Text, e.Change, errText(e.Err))
 	}
 	for _, c := range out.Commands {
-		v.commit(c.Command, func(_ viewsvc.Result, err error) {
-			if v.mon == mon {
-				mon.Done(c.Key, err)
-				v.flush()
+		v.commitIn(o.term, c.Command, func(_ viewsvc.Result, err error) {
+			if o.mon != nil {
+				o.mon.Done(c.Key, err)
+				v.flushOffice(o)
 			}
 		})
 	}
 	for _, p := range out.Probes {
-		v.w.after(p.Delay, func() { v.probe(mon, p) })
+		v.w.after(p.Delay, func() { v.probe(o, p) })
 	}
-	if out.News && len(v.held) > 0 {
-		v.release(true)
+	if out.News && len(o.held) > 0 {
+		v.release(o)
 	}
 }
 
@@ -185,11 +246,11 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// hosts finds whether something listens at an address.
-func (v *views) probe(mon *viewsvc.Monitor, p viewsvc.Probe) {
-	host := hostOf(p.Addr)
+// probe finds whether something listens at an address.
+func (v *views) probe(o *office, p viewsvc.Probe) {
+	host, server := hostOf(p.Addr), v.servers[o.server]
 	outcome := viewsvc.ProbeFailed
-	if v.mon == mon && v.net.open(v.servers[v.leader], host) && v.net.open(host, v.servers[v.leader]) {
+	if o.mon != nil && v.net.open(server, host) && v.net.open(host, server) {
 		switch v.net.accept(host, "probe", nil) {
 		case accepted:
 			outcome = viewsvc.ProbeConnected
@@ -199,16 +260,21 @@ func (v *views) probe(mon *viewsvc.Monitor, p viewsvc.Probe) {
 		}
 	}
 	v.w.after(2*v.net.reach, func() {
-		if v.mon == mon {
-			mon.Probed(p, outcome)
-			v.flush()
+		if o.mon != nil {
+			o.mon.Probed(p, outcome)
+			v.flushOffice(o)
 		}
 	})
 }
 
-// commit puts a command through Raft. What was given to a leader that fell may be committed by the next one, or not.
+// commit puts a command of the leader through Raft.
 func (v *views) commit(c viewsvc.Command, done func(viewsvc.Result, error)) {
-	term := v.term
+	v.commitIn(v.term, c, done)
+}
+
+// commitIn puts a command through Raft. What was given to a leader that fell, or was left behind, may be committed by the
+// next one, or not.
+func (v *views) commitIn(term uint64, c viewsvc.Command, done func(viewsvc.Result, error)) {
 	if c.Proposal != nil {
 		v.underWay[c.Proposal.From]++
 	}
@@ -261,8 +327,11 @@ func (v *views) apply(c viewsvc.Command) (viewsvc.Result, error) {
 		v.w.tr("the volume has grown from %d to %d bytes", r.Size, c.Size)
 		v.onGrown(c.Size)
 	}
-	if err == nil && v.mon != nil {
-		v.mon.Changed(c, r)
+	if err == nil && c.Op == viewsvc.OpClaim {
+		v.onClaim(r.Claim)
+	}
+	if err == nil && v.lead != nil {
+		v.lead.mon.Changed(c, r)
 		v.flush()
 	}
 	return r, err
@@ -274,88 +343,4 @@ func (v *views) current() viewsvc.View {
 		return viewsvc.View{}
 	}
 	return v.history[len(v.history)-1]
-}
-
-// call is a request of a process to the leader, and its answer: either may be lost.
-func call[T any](v *views, p *proc, host string, timeout time.Duration, handle func(reply func(T, error))) (T, error) {
-	var out T
-	err := errNoLeader
-	answered := p.Alarm()
-	v.w.after(v.net.hop(), func() {
-		server := v.servers[v.leader]
-		if v.mon == nil || !v.net.open(host, server) {
-			return
-		}
-		handle(func(t T, e error) {
-			if !v.net.open(server, host) {
-				return
-			}
-			if v.w.one(v.loss) { // the connection breaks, at once or in the caller's patience
-				if v.w.one(2) {
-					v.w.after(v.net.hop(), answered.Ring)
-				}
-				return
-			}
-			v.w.after(v.net.delay(server, host), func() {
-				out, err = t, e
-				answered.Ring()
-			})
-		})
-	})
-	if !answered.Wait(nobody, timeout) {
-		return out, errNoLeader
-	}
-	return out, err
-}
-
-// ping is a node's sign of life.
-func (v *views) ping(p *proc, host string, req viewsvc.PingRequest) (viewsvc.PingReply, error) {
-	return call(v, p, host, 600*time.Millisecond, func(reply func(viewsvc.PingReply, error)) {
-		mon := v.mon
-		err := mon.Ping(req)
-		v.flush()
-		if err != nil {
-			reply(viewsvc.PingReply{}, err)
-			return
-		}
-		h := &heldPing{req: req, until: v.w.now + pingHold, reply: reply}
-		if v.mon == mon && mon.Held(req) {
-			v.held = append(v.held, h)
-			return
-		}
-		v.answer(h)
-	})
-}
-
-// propose is a primary's request for a view.
-func (v *views) propose(p *proc, host string, q viewsvc.Proposal) (viewsvc.View, error) {
-	view, err := call(v, p, host, rpcTimeout, func(reply func(viewsvc.View, error)) {
-		c, err := v.mon.Vet(q)
-		if err != nil {
-			reply(viewsvc.View{}, err)
-			return
-		}
-		v.commit(c, func(r viewsvc.Result, err error) { reply(r.View, err) })
-	})
-	if errors.Is(err, errNoLeader) {
-		v.w.stats.note(proposalLost)
-	}
-	return view, err
-}
-
-// primary is what a client is told: where the volume's primary is.
-func (v *views) primary(p *proc, host string) (route, error) {
-	return call(v, p, host, 300*time.Millisecond, func(reply func(route, error)) {
-		s, err := v.mon.VolumeStatus(volumeName)
-		for _, peer := range s.Peers {
-			if peer.Replica == s.View.Primary {
-				reply(route{s.View.Tenure, peer.NBD}, nil)
-				return
-			}
-		}
-		if err == nil {
-			err = errNoLeader
-		}
-		reply(route{}, err)
-	})
 }
