@@ -98,7 +98,8 @@
 //     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a
 //     second time (replay.go: R1–R3).
 //  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
-//     primary refuses everybody else, and ends sessions that a claim has ended. It serves clients only after orders of
+//     primary refuses everybody else, but who was there before while the owner neither holds the claim nor is attached, and
+//     ends sessions that a claim has ended. It serves clients only after orders of
 //     its own tenure, which have every claim that was made before.
 //  8. Handover. The primary takes no new writes, waits until the successor has everything, returns its grants, and when
 //     the successor has heard of that proposes it; not while it is a suspect. No timeout is involved.
