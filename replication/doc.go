@@ -160,7 +160,7 @@
 //	I7  An open primary's log has every acknowledged write.                           follows from I2, I8
 //	I8  R ⊇ members of any view that the service may hold for this tenure.            Core.require
 //	I9  At most one replica can commit or answer reads.                               Core.open, Core.ReadTicket; the random walks
-//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.addCaughtUp, Core.proposeJoining
+//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.addCaughtUp, Core.proposeJoining; Replica.beginTenure
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
 //	I12 Members are byte-equal once everything is applied.                            verify; end-to-end tests
 //	I13 No region undoes what a learner has applied.                                  blockdev.Store.WriteRegion

@@ -124,11 +124,19 @@ func (r *Replica) inlinable() bool {
 // frameRoom bounds the size of a frame with so much payload.
 func frameRoom(payload int) int { return payload + payload/16 + 64<<10 }
 
+// errHalfCopy is of a replica that an operator made primary (I10): a copy began, by a message that had been on its way for
+// long, after the view service had heard of it last.
+var errHalfCopy = errors.New("replication: this copy is unfinished, and cannot be primary: force the volume to another node, then start this one again")
+
 // beginTenure appends the VIEW record after the whole log: with it every record of earlier epochs that the log holds
 // becomes part of this tenure's history. mu is held, and given up during I/O.
 func (r *Replica) beginTenure(a *after) {
 	v := r.beginView
 	r.beginView = viewsvc.View{}
+	if r.store.Copying() {
+		r.poison(a, errHalfCopy)
+		return
+	}
 	r.catchUpSize()
 	if r.core.State() != StateOpening || r.core.View().Tenure != v.Tenure {
 		return

@@ -93,6 +93,36 @@ func (g *group) holdCopy(id viewsvc.ReplicaID) (release func()) {
 	return sync.OnceFunc(func() { close(free) })
 }
 
+// Half a copy is neither the old nor the new content: it does not serve, also if an operator's order names it because the view
+// service has not heard yet that the copy began.
+func TestForcedHalfCopyDoesNotServe(t *testing.T) {
+	outageGroup(t, func(g *group, n *memNet) {
+		c := g.attachTo(g.open(2))
+		disk := make([]byte, outageVolume)
+		outage{blocks: 1024, stride: 3, times: 1, length: 1}.writes(g, c, disk)
+		g.crash("b")
+		g.open(1)
+		outage{blocks: 2048, stride: 5, times: 2, length: 1}.writes(g, c, disk)
+		g.start("b")
+		release := g.holdCopy("b")
+		g.kill("a")
+		unpin := g.pin()
+		g.become("b")
+		release()
+		time.Sleep(10 * time.Second)
+		if rep := g.replica("b").Report(); rep.Role != viewsvc.RolePoisoned || !rep.Copying {
+			t.Errorf("half a copy is %v: %+v", rep.Role, rep)
+		}
+		g.become("a") // the operator's second thought
+		unpin()
+		g.start("a")
+		g.kill("b")
+		g.start("b")
+		g.open(2)
+		g.sameOnAll(disk)
+	})
+}
+
 // The copy of the blocks that changed ends early, or the primary does: what is left is copied, and nothing is lost.
 func TestCopyOfChangedBlocksGoesOnAfterEitherSideCrashed(t *testing.T) {
 	for _, gone := range []viewsvc.ReplicaID{"a", "b"} {
