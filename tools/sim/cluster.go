@@ -264,7 +264,7 @@ func (c *cluster) checkView(kind viewsvc.Kind, v viewsvc.View) {
 		w.fail("V: tenure %d of %s in view %d after tenure %d of %s", v.Tenure, v.Primary, v.Num, old.Tenure, old.Primary)
 	}
 	for _, r := range v.Members() {
-		if m := c.byReplica(r); kind != viewsvc.KindForce && m != nil && m.replica != nil && m.replica.ID() == r && m.store.Copying() {
+		if m := c.byReplica(r); kind != viewsvc.KindForce && !old.Has(r) && m != nil && m.replica != nil && m.replica.ID() == r && m.store.Copying() {
 			w.fail("I10: %s, whose copy is incomplete, is a member of view %d", m.name, v.Num)
 		}
 	}

@@ -19,12 +19,35 @@ const (
 func (c *cluster) operate() {
 	c.w.after(operatorLooks, func() {
 		c.operate()
+		c.forceElsewhere()
 		if o := c.views.lead; o != nil && c.held() && o.mon.OrderResume(volumeName) == nil {
 			c.lose(false)
 			c.w.stats.note(resumedHeld)
 			c.views.flush()
 		}
 	})
+}
+
+// forceElsewhere is for a volume that was forced to a node on which a copy began before it heard of that: half of one does not
+// serve.
+func (c *cluster) forceElsewhere() {
+	m := c.byReplica(c.views.current().Primary)
+	if c.views.lead == nil || m == nil || m.replica == nil || m.replica.Report().Role != viewsvc.RolePoisoned || !m.store.Copying() {
+		return
+	}
+	for _, o := range c.machines {
+		if o == m || o.replica == nil || o.store.Copying() {
+			continue
+		}
+		cmd, err := c.views.lead.mon.PlanForce(volumeName, viewsvc.NodeID(o.name), "the other copy is unfinished")
+		c.w.tr("force to %s: %s", o.name, errText(err))
+		if err == nil {
+			c.views.commit(cmd, func(viewsvc.Result, error) {})
+			m.kill()
+			m.start()
+			return
+		}
+	}
 }
 
 // lose is an operator's acceptance of a loss: what was acknowledged may be gone. Nothing is acknowledged at the moment.
