@@ -26,11 +26,11 @@
 //
 // nemesis.go, faults.go: processes of nodes and gateways are killed, stopped and ended in good order; clients hang up
 // with requests under way and come back; machines lose power one at a time and all at once with any part of what was
-// not synced, also in the middle of a storage operation; disks are slow, fail, are full, are replaced, flip bits; the network
-// delays, loses in one direction, partitions and resets; clocks run fast, slow and hardly at all; view servers stop,
-// leadership moves, and old leaders do not notice; a primary is left behind with some of its clients in the very
-// moment in which it is replaced (strand.go); volumes are handed over, verified and scrubbed. In each run a few kinds
-// are common and others do not happen.
+// not synced, also in the middle of a storage operation; disks are slow, fail, are full, are replaced, flip bits; the
+// network delays, loses in one direction, partitions and resets; clocks run fast, slow and hardly at all; view servers
+// stop, leadership moves, and old leaders do not notice; a primary is left behind with some of its clients in the very
+// moment in which it is replaced (strand.go); nodes are upgraded, and for a while do not understand each other;
+// volumes are handed over, verified and scrubbed. In each run a few kinds are common and others do not happen.
 //
 // operator.go: in half of the runs there is an operator, who resumes a volume that is held and forces an old copy to be
 // primary when all members are gone. Only then may what was acknowledged be lost; without him, faults that lead there

@@ -37,6 +37,7 @@ const (
 	faultClock
 	faultGateway // a gateway's process is killed
 	faultRestart // a node's process is stopped in good order, as for an upgrade
+	faultUpgrade // likewise, and it is started as another release, whose nodes speak another version of the protocol
 	faultVerify  // an operator's order
 	faultScrub   // likewise
 	faultStrand  // a primary is left behind with some of its clients
@@ -48,7 +49,7 @@ const (
 var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faultBlackout: "blackout", faultPause: "pause",
 	faultIsolate: "isolate", faultSplit: "split", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
 	faultDiskError: "diskerror", faultFull: "full", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
-	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock", faultGateway: "gateway", faultRestart: "restart",
+	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock", faultGateway: "gateway", faultRestart: "restart", faultUpgrade: "upgrade",
 	faultVerify: "verify", faultScrub: "scrub", faultStrand: "strand", faultForce: "force"}
 
 // parseFaults reads a list of names.
@@ -184,6 +185,10 @@ func (n *nemesis) do(f fault, m *machine) {
 				}
 				m.start()
 			})
+		}
+	case faultUpgrade:
+		if c.sync == viewsvc.SyncAlways || c.operator {
+			n.upgrade(m)
 		}
 	case faultVerify, faultScrub:
 		c.check(f == faultScrub)

@@ -46,7 +46,8 @@ type machine struct {
 	boot    int // counts the machine's starts
 	copies  int // replicas that were ever made here
 	cluster string
-	slow    int           // disk operations take so many times as long
+	slow    int // disk operations take so many times as long
+	release int
 	full    int           // how many faults have its disk full
 	filled  time.Duration // when it was full last
 
@@ -296,6 +297,7 @@ func (m *machine) accept(port string, e *endpoint) acceptance {
 	e.p = p
 	p.Go(func() {
 		if port == peerPort {
+			m.c.meet(e)
 			replication.ServePeer(e, m.host(p))
 		} else {
 			m.serveClient(p, e)

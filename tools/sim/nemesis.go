@@ -28,7 +28,7 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 	w := c.w
 	usual := [faultCount]int{faultKill: 6, faultPower: 4, faultBlackout: 1, faultPause: 4, faultIsolate: 3, faultSplit: 4, faultOneWay: 4, faultReset: 5,
 		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultFull: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
-		faultViewServer: 2, faultClock: 2, faultGateway: 2, faultRestart: 3, faultVerify: 1, faultScrub: 1,
+		faultViewServer: 2, faultClock: 2, faultGateway: 2, faultRestart: 3, faultUpgrade: 1, faultVerify: 1, faultScrub: 1,
 		faultStrand: 1, faultForce: 1}
 	for i, x := range usual {
 		switch w.rng.IntN(4) {
@@ -150,6 +150,7 @@ func (n *nemesis) heal() {
 	for _, f := range n.undo {
 		f()
 	}
+	n.sameRelease()
 	for _, m := range n.c.machines {
 		m.fs.FailAt(-1, nil)
 		if m.p != nil && m.store != nil && m.store.Err() != nil {

@@ -34,6 +34,9 @@ const (
 
 const dialTimeout = time.Second
 
+// magicVersion is the byte of a message in which the version of the protocol is (wire.go of package replication).
+const magicVersion = 3
+
 // hop is how long a packet takes.
 func (n *network) hop() time.Duration { return n.w.between(n.reach/10, n.reach) }
 
@@ -63,6 +66,7 @@ type endpoint struct {
 	last     time.Duration // when the last packet to the peer arrives
 	stalled  []packet      // to the peer, lost so far
 	coming   int           // messages that are on their way here
+	foreign  bool          // the processes at the two ends are of different releases
 }
 
 // Dial connects to "host:port".
@@ -206,7 +210,11 @@ func (e *endpoint) Write(b []byte) (int, error) {
 	case e.end != nil && e.end != io.EOF:
 		return 0, e.end
 	}
-	e.send(packet{data: append([]byte(nil), b...)})
+	data := append([]byte(nil), b...)
+	if e.foreign {
+		data[magicVersion]++
+	}
+	e.send(packet{data: data})
 	return len(b), nil
 }
 

@@ -41,6 +41,7 @@ const (
 	soundFound
 	minWaited
 	leftBehind
+	foreignRelease
 	refusedFull
 	diskFull
 	claimMade
@@ -59,7 +60,7 @@ var sometimesNames = [sometimesCount]string{
 	grantWaited: "new primary waited for its grant to end", copySurvived: "copy went on under another primary",
 	logFull: "log was full", readsFenced: "session ended with reads unanswered", leasedRead: "volumes with leases", flushMode: "volumes in sync mode flush", suspectWaited: "suspects waited for a member that lost nothing", hungUp: "client hung up", resumedHeld: "held volume resumed by an operator", forced: "older copy forced to be primary", outcast: "replica disowned and set aside",
 	stopped: "process stopped in good order", badFound: "check found damage", soundFound: "check found all sound",
-	minWaited: "writes waited for more members", leftBehind: "view server left behind as leader", refusedFull: "write refused for want of space", diskFull: "applier waited for space", claimMade: "claims made", attachedAlone: "client had the volume for itself", grown: "volume grown",
+	minWaited: "writes waited for more members", leftBehind: "view server left behind as leader", foreignRelease: "stream between two releases", refusedFull: "write refused for want of space", diskFull: "applier waited for space", claimMade: "claims made", attachedAlone: "client had the volume for itself", grown: "volume grown",
 	leftUnread:  "client hung up with requests unread",
 	ghostFenced: "requests of a client that is gone fenced",
 }
