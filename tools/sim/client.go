@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -70,7 +71,8 @@ type op struct {
 	since        time.Duration
 	vals         []uint64 // what a read returned
 	client       int
-	sent         bool
+	sent         int      // how often
+	refused      bool     // it was not carried out
 	s            *session // which waits for it
 	by           *proc    // the gateway's
 }
@@ -159,6 +161,8 @@ func (k *client) answered(o *op, a answer) {
 	c := k.g.c
 	c.w.tr("c%d answered %d: %s", k.no, o.req.Tag, errText(a.err))
 	if a.err != nil {
+		// One that was sent before may have been ordered by another primary, and what was done of it may come to light.
+		o.refused = o.sent == 1 && errors.Is(a.err, blockdev.ErrNoSpace)
 		c.failed(o, a.err)
 		return
 	}

@@ -303,10 +303,11 @@ func (s *session) send(ops []*op) {
 	m := ask{make([]wireReq, len(ops))}
 	for i, o := range ops {
 		q := &o.req
-		if o.sent && q.Op.Mutates() {
+		if o.sent > 0 && q.Op.Mutates() {
 			s.g.c.w.stats.note(replayed)
 		}
-		o.since, o.sent = s.g.c.w.now, true
+		o.since = s.g.c.w.now
+		o.sent++
 		m.reqs[i] = wireReq{q.Tag, q.ID, q.Op, q.Flags, q.Offset, q.Length, slices.Clone(q.Data)} // the node's own
 	}
 	s.e.post(m)

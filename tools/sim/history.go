@@ -38,11 +38,11 @@ func (h *history) lost(forced bool) {
 	h.losses = append(h.losses, loss{h.moment, forced})
 }
 
-// bySector lists the operations on each sector, but for reads that were not answered.
+// bySector lists the operations on each sector, but for reads that were not answered, and what was refused.
 func (h *history) bySector() map[uint64][]*op {
 	sectors := map[uint64][]*op{}
 	for _, o := range h.ops {
-		if o.req.Op == blockdev.OpFlush || o.req.Op == blockdev.OpRead && o.ret == 0 {
+		if o.req.Op == blockdev.OpFlush || o.refused || o.req.Op == blockdev.OpRead && o.ret == 0 {
 			continue
 		}
 		for s := o.first; s < o.first+o.count; s++ {
