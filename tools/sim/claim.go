@@ -34,8 +34,8 @@ func (v *views) claim(p *proc, host string, change viewsvc.ClaimChange) (viewsvc
 func (s *session) attachAlone() *endpoint {
 	g, c := s.g, s.g.c
 	change := viewsvc.ClaimChange{Act: viewsvc.ClaimAsk, Owner: s.name, Host: g.name, PID: g.runs}
-	if !g.tookOver && c.w.one(2) {
-		change.Act, g.tookOver = viewsvc.ClaimTakeOver, true
+	if c.w.one(4) {
+		change.Act = viewsvc.ClaimTakeOver
 	}
 	claim, err := c.views.claim(g.p, g.name, change)
 	c.w.tr("%s: %s: %v", s, change.Act, errText(err))

@@ -24,7 +24,6 @@ type gatewayProc struct {
 	sessions []*session        // of clients, and those that are fenced
 	route    route             // to the primary
 	claim    viewsvc.Claim     // the newest that it heard of
-	tookOver bool              // one of its clients has taken the volume over: none does again
 	newest   map[string]uint64 // generation of each name that a client brought
 }
 
@@ -62,7 +61,7 @@ func (g *gatewayProc) start() {
 	}
 	g.runs++
 	g.p = g.c.w.newProc(fmt.Sprintf("%s.%d", g.name, g.runs))
-	g.flight, g.sessions, g.newest, g.claim, g.tookOver = gateway.Flight{}, nil, map[string]uint64{}, viewsvc.Claim{}, false
+	g.flight, g.sessions, g.newest, g.claim = gateway.Flight{}, nil, map[string]uint64{}, viewsvc.Claim{}
 	g.p.Go(g.watch)
 	for _, k := range g.clients {
 		g.p.Go(k.work)
