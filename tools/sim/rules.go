@@ -66,7 +66,7 @@ var mutants = []mutant{
 		{"replication/effects.go", "				err = r.saveHard()\n			}\n			if err != nil {\n				r.poison(a, err)", "				if " + off("forgetview") + " {\n err = r.saveHard()\n }\n			}\n			if err != nil {\n				r.poison(a, err)"}}},
 	{"nonumbers", "kill,pause,split,reset", 1, []edit{ // a request that is sent again is carried out again
 		{"replication/replay.go", "	if !s.numbered(q) || slot >= len(s.space.slots) {", "	if !s.numbered(q) || slot >= len(s.space.slots) || " + on("nonumbers") + " {"}}},
-	{"nosessions", "wipe,kill,reset", 1, []edit{ // a region copy leaves out which requests were carried out
+	{"nosessions", "wipe,restart,reset", 250, []edit{ // a region copy leaves out which requests were carried out
 		{"replication/ship.go", "	q.pushEncoded(msg{Type: msgSessions,", "	if " + on("nosessions") + " {\n sessions = s.r.store.Sessions()[:0]\n }\n	q.pushEncoded(msg{Type: msgSessions,"}}},
 	{"nofence", "slowdisk,pause", 1, []edit{ // an older attachment of a session goes on
 		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + off("nofence") + " {\n		old.fenceLocked()"},
