@@ -77,8 +77,9 @@ var mutants = []mutant{
 		{"replication/pending.go", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() {", "popCommitted(a *after, l wal.LSN) {\n	if r.thin() && " + off("minanswer") + " {"}}},
 	{"heldcuts", "blackout,power", 1, []edit{ // a primary that may lack something begins its tenure, and has others cut
 		{"replication/core.go", "		if c.suspect {\n			// Nothing", "		if " + off("heldcuts") + " && c.suspect {\n			// Nothing"}}},
-	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced
-		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + off("unfinished") + " && rep.Copying &&"}}},
+	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced, and serves
+		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + off("unfinished") + " && rep.Copying &&"},
+		{"replication/order.go", "	if r.store.Copying() {\n		r.poison(a, errHalfCopy)", "	if r.store.Copying() && " + off("unfinished") + " {\n		r.poison(a, errHalfCopy)"}}},
 	{"nograntwait", "strand", 1, []edit{ // a new primary opens though its promise to another still runs
 		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
 	{"forgetgrant", "strand,slowlink", 1, []edit{ // a restarted replica takes itself to have promised nothing
