@@ -84,7 +84,7 @@ var mutants = []mutant{
 		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
 	{"forgetgrant", "strand,slowlink", 1, []edit{ // a restarted replica takes itself to have promised nothing
 		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
-	{"leaseofone", "strand,split", 1, []edit{ // one peer's grant is good for all
+	{"leaseofone", "strand,split", 700, []edit{ // one peer's grant is good for all
 		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + on("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
 	{"leasefromack", "strand,slowlink", 1, []edit{ // a lease counts from when the grant arrived
 		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + on("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.at\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
