@@ -86,7 +86,7 @@ var mutants = []mutant{
 		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
 	{"leaseofone", "strand,split", 700, []edit{ // one peer's grant is good for all
 		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + on("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
-	{"leasefromack", "strand,slowlink", 1, []edit{ // a lease counts from when the grant arrived
+	{"leasefromack", "strand,slowlink", 500, []edit{ // a lease counts from when the grant arrived
 		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + on("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.at\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
 	{"longlease", "strand", 1, []edit{ // a grant is relied on for as long as it was given, by whatever clock
 		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + on("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
