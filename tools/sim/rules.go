@@ -92,7 +92,7 @@ var mutants = []mutant{
 		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + on("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
 	{"fullearly", "full,isolate,oneway,strand", 1, []edit{ // a full primary refuses writes that another may have room for
 		{"replication/full.go", "r.full >= fullTicks && r.core.alone()", "r.full >= fullTicks && (r.core.alone() || " + on("fullearly") + ")"}}},
-	{"besideowner", "leader,kill", 900, []edit{ // a session comes back beside an owner that is about to hold the volume
+	{"besideowner", "leader,kill", 2200, []edit{ // a session comes back beside an owner that is about to hold the volume
 		{"replication/claim.go", "!claim.Held && r.named[claim.Owner] == nil", "!claim.Held && (r.named[claim.Owner] == nil || " + on("besideowner") + ")"}}},
 	{"noeviction", "pause,gateway", 1100, []edit{ // a session goes on that a claim has ended
 		{"replication/claim.go", "Admits(s.id.Name, s.id.Era); !alive {\n			ended", "Admits(s.id.Name, s.id.Era); !alive && " + off("noeviction") + " {\n			ended"}}},
