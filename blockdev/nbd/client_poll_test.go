@@ -17,13 +17,13 @@ import (
 	"lockstep/blockdev/nbd"
 )
 
-// pattern is what the disk of pieceServer has at an offset.
+// pattern is what pieceServer answers to a read at an offset.
 func pattern(offset uint64, n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte((offset + uint64(i)) * 2654435761 >> 13)
+	p := make([]byte, n+8)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], (offset+uint64(i))*0x9e3779b97f4a7c15)
 	}
-	return p
+	return p[:n]
 }
 
 // pieceServer answers reads, and cuts the stream of its answers into pieces wherever chance has it.
@@ -126,12 +126,12 @@ func TestPollAndTheReaderShareOneStream(t *testing.T) {
 		free[i] = new(blockdev.Request)
 	}
 	under, began := 0, time.Now()
-	for n := 0; n < 300 || h.polled.Load() == 0 || h.woken.Load() == 0; n++ {
+	for n := 0; n < 200 || h.polled.Load() == 0 || h.woken.Load() == 0; n++ {
 		if time.Since(began) > wireTimeout {
 			t.Fatalf("%d requests were completed by Poll, %d by the connection's goroutine", h.polled.Load(), h.woken.Load())
 		}
 		for _, r := range free {
-			length := uint32(1 + rnd.IntN(1<<rnd.IntN(19)))
+			length := uint32(1 + rnd.IntN(1<<rnd.IntN(18)))
 			*r = blockdev.Request{Op: blockdev.OpRead, Offset: rnd.Uint64N(testSize), Length: length, Data: make([]byte, length)}
 		}
 		if err := conn.Submit(free); err != nil {
