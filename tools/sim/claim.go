@@ -112,7 +112,8 @@ func (c *cluster) answeredAlone(s *session, o *op) {
 		c.alone = alone{s, h.moment}
 		c.w.stats.note(attachedAlone)
 		for _, p := range h.ops {
-			if p.ret == 0 && p.s != s && p.fenced == 0 {
+			unsent := p.s != nil && p.s.g.direct && !p.s.live // it waits for a connection, which may come after all claims
+			if p.ret == 0 && p.s != s && p.fenced == 0 && !unsent {
 				p.fenced = h.moment
 			}
 		}
