@@ -106,10 +106,6 @@ type Request struct {
 	Data   []byte // OpWrite: the payload, OpRead: the destination; len(Data) == Length, else nil
 	Tag    uint64 // the client's own; devices do not look at it
 
-	// GiveBack is set when a read was completed with Data in memory of the device's, in place of the client's own. It is
-	// to be called once, when nobody looks at Data any more. It may be called with any lock held.
-	GiveBack func()
-
 	// ID is the request's number in a session that numbers them (SessionID.Numbers): RequestID. A request that is sent
 	// again, on a later attachment, keeps it, and is answered without being carried out a second time.
 	ID uint64

@@ -74,10 +74,6 @@ type ClientOptions struct {
 	// has, and an ID that none in that slot had before.
 	Numbered bool
 
-	// Lend lets reads be completed with Data in memory that is shared with the server, if that is a Lockstep node on this
-	// host: whoever gets such a request back calls its GiveBack.
-	Lend bool
-
 	// TLS is nil for a connection that is not encrypted. One set of ClientTLS serves many connections.
 	TLS *ClientTLS
 	// ServerName is what the server's certificate must be for; by default the host that is dialed, or localhost.
@@ -140,7 +136,6 @@ func NewConn(ctx context.Context, nc net.Conn, opts ClientOptions) (*Conn, error
 	}
 	if err := during(ctx, nc, opts.HandshakeTimeout, c.shake); err != nil {
 		nc.Close()
-		c.memory.end()
 		return nil, fmt.Errorf("nbd: connect to export %q: %w", opts.Export, err)
 	}
 	c.in.resize(readBufferBytes)

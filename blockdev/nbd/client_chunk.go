@@ -59,13 +59,6 @@ func (c *Conn) chunkLocked(p []byte) (missing int, rest remainder, err error) {
 	case h.kind == replyTypeNone && h.length == 0 && last:
 		c.in.skip(structuredReplyBytes)
 		return 0, rest, c.finishLocked(s)
-	case h.kind == replyTypeMemory && h.length == 0 && last && r.Op == blockdev.OpRead && s.place != noSlot:
-		if !s.got.add(0, r.Length) {
-			return 0, rest, errScattered
-		}
-		s.there = true
-		c.in.skip(structuredReplyBytes)
-		return 0, rest, c.finishLocked(s)
 	case h.kind == replyTypeOffsetData && h.length > dataChunkBytes && r.Op == blockdev.OpRead:
 		const header = structuredReplyBytes + dataChunkBytes
 		if len(p) < header {

@@ -27,12 +27,10 @@ type Conn struct {
 	info ExportInfo
 	in   inbuf
 	tls  *clientTLS // nil: not encrypted
-	lend bool       // ClientOptions.Lend
 
 	// Fixed when transmission begins.
 	structured bool
 	context    uint32 // base:allocation, if info.Extents
-	memory     *loans // shared with the server; nil: none
 
 	handler Handler
 
@@ -58,8 +56,6 @@ type clientSlot struct {
 	req    *blockdev.Request // nil: no answer is due
 	cookie uint64            // slot and generation: an answer to an earlier user of the slot is found out
 
-	place uint32   // slot of the memory that the data of a read comes in, or noSlot
-	there bool     // it has come
 	errno uint32   // of the parts of the answer that came
 	got   coverage // of a read
 }
@@ -71,7 +67,7 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 	}
 	c := &Conn{
 		info: ExportInfo{Name: opts.Export},
-		tls:  opts.tls, lend: opts.Lend, numbered: opts.Numbered,
+		tls:  opts.tls, numbered: opts.Numbered,
 		in:    inbuf{src: sock.source(), buf: make([]byte, handshakeBufferBytes)},
 		slots: make([]clientSlot, opts.MaxInFlight),
 		free:  make([]uint32, opts.MaxInFlight),
@@ -87,9 +83,9 @@ func newClientConn(nc net.Conn, opts ClientOptions) (*Conn, error) {
 
 // shake does the handshake.
 func (c *Conn) shake() (err error) {
-	h := &clientHandshake{sock: c.sock, in: c.in, tls: c.tls, lend: c.lend}
+	h := &clientHandshake{sock: c.sock, in: c.in, tls: c.tls}
 	c.info, err = h.enter(c.info.Name)
-	c.in, c.structured, c.context, c.memory = h.in, h.structured, h.context, h.memory
+	c.in, c.structured, c.context = h.in, h.structured, h.context
 	return err
 }
 
@@ -118,8 +114,7 @@ func (c *Conn) Start(h Handler) {
 // An OpExtents, in a burst to a server that cannot answer it (ExportInfo.Extents), makes Submit fail with
 // ErrNotSupported.
 //
-// A read's Data is filled, or replaced by memory that is to be given back (ClientOptions.Lend); a write's Data is sent
-// from where it is. Ranges are not checked here; the server does that.
+// A read's Data is filled, a write's Data is sent from where it is. Ranges are not checked here; the server does that.
 func (c *Conn) Submit(burst []*blockdev.Request) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -150,9 +145,6 @@ func (c *Conn) Submit(burst []*blockdev.Request) error {
 // Close ends the connection. Handler.Closed is called soon after, if Start was; requests under way are not waited for.
 func (c *Conn) Close() error {
 	c.mu.Lock()
-	if !c.started { // else receive does it
-		c.memory.end()
-	}
 	polite := c.dead == nil && !c.writing && c.head == nil
 	c.dieLocked(ErrClosed)
 	c.mu.Unlock()
@@ -182,22 +174,11 @@ func (c *Conn) assignLocked() {
 		s.errno, s.got = 0, s.got[:0]
 		r.Extents = r.Extents[:0] // what an earlier connection said
 		kind, flags := command(r)
-		s.place, s.there = noSlot, false
-		if r.Op == blockdev.OpRead {
-			s.place = c.memory.take(r.Length)
-		}
-		if s.place != noSlot {
-			flags |= cmdFlagMemory
-		}
 		encodeRequest(s.header[:], protocol.TransmissionRequestHeader{
 			CommandFlags: flags, Type: kind, Handle: s.cookie,
 			Offset: r.Offset, Length: r.Length,
 		})
 		s.headerLen, s.payload = requestHeaderBytes, nil
-		if s.place != noSlot {
-			order.PutUint32(s.header[requestHeaderBytes:], s.place)
-			s.headerLen += slotBytes
-		}
 		if r.Op == blockdev.OpWrite {
 			s.payload = r.Data
 		}

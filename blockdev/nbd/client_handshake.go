@@ -17,9 +17,6 @@ type clientHandshake struct {
 	fixed    bool // the server knows more options than EXPORT_NAME
 	noZeroes bool
 
-	lend   bool   // offer memory
-	memory *loans // the server has it
-
 	structured bool   // reads are answered with structured replies
 	context    uint32 // base:allocation, if extents
 	extents    bool
@@ -102,51 +99,26 @@ func (h *clientHandshake) enter(export string) (ExportInfo, error) {
 }
 
 // ask sends the options up to GO at once, for the sake of the round trips that a failover waits for, and reads the
-// answers to all but the last.
+// answers to all but the last. A server that refuses structured replies refuses the context too.
 func (h *clientHandshake) ask(export string) error {
 	p := appendOption(nil, optStructuredReply, nil)
 	p = appendOption(p, optSetMetaContext, encodeMetaRequest(metaRequest{export, []string{allocationName}}))
-	offer, descriptor := h.offerMemory()
-	if offer != nil {
-		defer descriptor.Close()
-		p = appendOption(p, optMemory, encodeMemory(offer.slots))
-	}
 	request := infoRequest{name: export, want: []uint16{protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE}}
 	p = appendOption(p, protocol.NEGOTIATION_ID_OPTION_GO, encodeInfoRequest(request))
-	err := h.sendWith(p, descriptor)
-	if err == nil {
-		h.structured, err = h.accepted(optStructuredReply)
+	if _, err := h.sock.nc.Write(p); err != nil {
+		return err
 	}
-	if err == nil {
-		err = h.readContext()
-	}
-	if err == nil && offer != nil {
-		var taken bool
-		if taken, err = h.accepted(optMemory); taken {
-			h.memory = offer
-			return nil
-		}
-	}
-	offer.end()
-	return err
-}
-
-// accepted reads the answer to an option that the server has or has not.
-func (h *clientHandshake) accepted(option uint32) (bool, error) {
 	var refusal *OptionError
-	kind, _, err := h.readReply(option)
+	kind, _, err := h.readReply(optStructuredReply)
 	switch {
 	case errors.As(err, &refusal):
-		return false, nil
-	case err == nil && kind != protocol.NEGOTIATION_TYPE_REPLY_ACK:
-		return false, fmt.Errorf("%w: reply type %d to option %d", ErrProtocol, kind, option)
+	case err != nil:
+		return err
+	case kind != protocol.NEGOTIATION_TYPE_REPLY_ACK:
+		return fmt.Errorf("%w: reply type %d to STRUCTURED_REPLY", ErrProtocol, kind)
+	default:
+		h.structured = true
 	}
-	return err == nil, err
-}
-
-// readContext reads the answer to SET_META_CONTEXT. A server that refuses structured replies refuses the context too.
-func (h *clientHandshake) readContext() error {
-	var refusal *OptionError
 	for range maxOptions { // replies; there is one context to select
 		kind, data, err := h.readReply(optSetMetaContext)
 		switch {

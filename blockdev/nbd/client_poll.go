@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// replyReader is what whoever reads a Conn's replies has for himself: the Conn's goroutine, unless it waits for the socket,
-// or a goroutine in Poll. Conn.reading guards it.
+// reading is the part of a Conn that whoever reads replies has for himself: the Conn's goroutine, unless it waits for the
+// socket, or a goroutine in Poll.
 type replyReader struct {
 	raw syscall.RawConn // nil: the connection is no plain socket, and only the Conn's goroutine reads
 

@@ -27,7 +27,6 @@ func (c *Conn) receive(stop chan<- struct{}, stopped <-chan struct{}) {
 	c.mu.Unlock()
 	close(stop)
 	<-stopped
-	c.memory.end() // the slots of requests that were not answered are never used again (N12)
 	// Nobody reads from or writes to the requests' memory any more.
 	c.handler.Closed(err)
 }
@@ -185,12 +184,6 @@ func (c *Conn) finishLocked(s *clientSlot) error {
 		return fmt.Errorf("%w: a block status was answered with nothing", ErrProtocol)
 	}
 	r.Err = errorOf(s.errno)
-	switch {
-	case s.there && r.Err == nil:
-		r.Data, r.GiveBack = c.memory.lend(s.place, r.Length)
-	case s.place != noSlot:
-		c.memory.put(s.place)
-	}
 	c.retireLocked(s)
 	return nil
 }

@@ -17,9 +17,6 @@ func (c *conn) check(h protocol.TransmissionRequestHeader) (op blockdev.Op, flag
 		if c.structured {
 			allowed |= cmdFlagDF
 		}
-		if c.memory.bytes != nil {
-			allowed |= cmdFlagMemory
-		}
 	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
 		op = blockdev.OpWrite
 	case cmdFlush:

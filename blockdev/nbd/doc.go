@@ -11,8 +11,7 @@
 //     message, or closes the connection. Bytes from the wire never cause a panic.
 //   - N2 Bounded. Every length is checked before memory is taken for it. A connection holds at most MaxInFlight
 //     requests and MaxInFlightBytes of payload, all together MaxBytes; a request holds its share until its reply is in the
-//     socket. When MaxBytes is used up, a connection still has one request at a time. Memory that clients share is
-//     counted apart, and has the same limit: who comes after it is reached does without.
+//     socket. When MaxBytes is used up, a connection still has one request at a time.
 //   - N3 Nobody waits for a stuck client. Complete and Abort never block on a socket: what it does not take at once
 //     is sent by the connection's writer goroutine.
 //   - N4 A role change is not an error. A request that failed with blockdev.ErrSessionClosed gets no reply; the
@@ -22,8 +21,6 @@
 //   - N6 Fence before reuse. Session.Close has returned before any buffer of the session is used for something else.
 //   - N7 GO acknowledges an attached session. Device.Attach, which fences older connections of the same session, has
 //     returned before the client reads the acknowledgement.
-//   - N11 Shared memory is not believed. It is written to only, with what was read and checked in the server's own; it is
-//     sealed, so that nobody can make it shorter under the server; and what its client does to it harms that client.
 //
 // The client promises:
 //
@@ -32,10 +29,6 @@
 //   - N9 After Handler.Closed nothing is completed, and no request's memory is read or written.
 //   - N10 A read succeeds only when each of its bytes has come once, in whatever parts. A server's descriptors of extents
 //     are taken up to the request's end and room, no further.
-//   - N12 Shared memory is one connection's, and a slot has one user: the server, from a read that names it to the
-//     answer, and then whoever has the request, until that is given back. A slot that was not answered when the connection
-//     ended is not used again. So a server that was left behind, paused with a read in hand, writes where nobody looks;
-//     what was answered stays as it is; and the memory goes when the last loan is back.
 //
 // What is not here: the oldstyle handshake, extended headers, TLS with passwords (PSK).
 //
@@ -53,14 +46,13 @@
 //	STRUCTURED     8   ACK; errors, reads and block status are then answered with structured replies
 //	LIST_META      9   META_CONTEXT for base:allocation, if asked for by name, by "base:" or by no query; ACK
 //	SET_META      10   META_CONTEXT for base:allocation, if asked for by name; ACK. Replaces what was set before
-//	MEMORY 0x4c4f434b  Lockstep's own, see below; ACK, ERR_INVALID, ERR_POLICY when there is too much already
 //	any other          ERR_UNSUP
 //
 // A malformed option gets ERR_INVALID and one of more than 64 KiB ERR_TOO_BIG; more than 32 MiB closes the connection, and
 // so does an unknown client flag. LIST_META and SET_META before STRUCTURED get ERR_INVALID; unknown namespaces and contexts
 // are ignored. An export that this server cannot serve now (blockdev.ErrNotPrimary) closes the connection without a reply,
 // so that a client which reconnects tries again; a blockdev.MovedError is told with ERR_UNKNOWN first, to clients that know
-// what to make of it. The client sends STRUCTURED, SET_META, MEMORY and GO at once: a failover waits for
+// what to make of it. The client sends STRUCTURED, SET_META and GO at once: a failover waits for
 // one round trip.
 //
 // # TLS
@@ -79,20 +71,6 @@
 // Listen takes "host:port" (with keep-alive, so that a client whose machine is gone gives its place free), "unix:/path"
 // (a dead process's socket is replaced, a live one's is not; the mode is there before anybody finds the socket), or
 // "systemd" (LISTEN_FDS and LISTEN_PID).
-//
-// # Shared memory
-//
-// A gateway and a node on one host spare the data of reads the way through their socket. A client with ClientOptions.Lend
-// offers memory on a unix socket; servers that do not know the option refuse it, and those on other hosts never see the
-// descriptor. No other client is concerned.
-//
-//	MEMORY        bytes of a slot (4, a multiple of the page), number of slots (4); with it, by SCM_RIGHTS, a memfd of that
-//	              size, sealed against shrinking, growing and unsealing. After STRUCTURED, not with TLS
-//	READ          with command flag 1<<15, once MEMORY was acknowledged: the slot's number (4) follows the header
-//	chunk 0x4c4b  answers it: DONE, no data. All that was asked for is at the slot's beginning. Errors are as ever
-//
-// This package's client offers 128 slots of 64 KiB, of which the kernel makes what is used. A read that is longer, or finds
-// no free slot, is sent.
 //
 // # Transmission
 //
@@ -135,12 +113,10 @@
 //  4. What the socket does not take goes to the writer goroutine, which sleeps otherwise.
 //
 // The client is built of the same parts: Conn.Submit never blocks, and its reader hands the replies that one read
-// brought to Handler.Complete as one burst. Whoever has just submitted may take what has come already with Conn.Poll: on a
-// busy host the answers to its last burst are often there, and the reader would have to be woken for them.
+// brought to Handler.Complete as one burst.
 //
 // # Locks
 //
-// A connection has one mutex, its outbox's. Before it a client's has another, which whoever reads replies holds while
-// it calls the Handler; and the lock of shared memory is the innermost. Nothing outside the package is called with the
-// outbox's held, not Submit, Complete, Abort, Close, nor a Handler; but for Request.GiveBack, which takes the innermost.
+// A connection has one mutex, its outbox's. Nothing outside the package is called with it held: not Submit, Complete,
+// Abort, Close, nor a Handler.
 package nbd

@@ -18,7 +18,6 @@ const (
 	optStructuredReply = uint32(8)
 	optListMetaContext = uint32(9)
 	optSetMetaContext  = uint32(10)
-	optMemory          = uint32(0x4c4f434b) // Lockstep's own
 
 	repMetaContext = uint32(4)
 
@@ -40,7 +39,6 @@ const (
 	cmdFlagDF       = uint16(1 << 2)
 	cmdFlagReqOne   = uint16(1 << 3)
 	cmdFlagFastZero = uint16(1 << 4)
-	cmdFlagMemory   = uint16(1 << 15) // Lockstep's own: a slot's number follows the header
 
 	structuredReplyMagic = uint32(0x668e33ef)
 	replyFlagDone        = uint16(1 << 0)
@@ -48,7 +46,6 @@ const (
 	replyTypeOffsetData  = uint16(1)
 	replyTypeOffsetHole  = uint16(2)
 	replyTypeBlockStatus = uint16(5)
-	replyTypeMemory      = uint16(0x4c4b) // Lockstep's own: the data is in the slot that the request named
 	replyTypeError       = uint16(1<<15 | 1)
 	replyTypeErrorBit    = uint16(1 << 15)
 )
@@ -88,8 +85,6 @@ const (
 	errorChunkBytes      = 6  // error, length of the text
 	statusChunkBytes     = 4  // of BLOCK_STATUS, before the descriptors: context
 	descriptorBytes      = 8  // length, state
-	memoryOptionBytes    = 8  // bytes of a slot, number of slots
-	slotBytes            = 4  // behind a request header with cmdFlagMemory
 )
 
 // Limits on what the peer may make this process hold.

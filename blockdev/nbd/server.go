@@ -108,7 +108,6 @@ type Server struct {
 	requests, bytesRead, bytesWritten atomic.Uint64
 
 	inFlight atomic.Int64 // bytes admitted and not released, of all connections
-	mapped   atomic.Int64 // bytes of clients' memory
 
 	// ctx ends when Close is called; it is given to the Exporter and to Device.Attach.
 	ctx    context.Context

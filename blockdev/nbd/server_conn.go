@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"time"
 
 	"lockstep/blockdev"
@@ -34,7 +33,6 @@ type ticket struct {
 	cookie   uint64
 	flags    uint16  // of the command
 	buf      *buffer // payload of a read or a write, descriptors of a block status
-	place    []byte  // where in the client's memory the data of a read is to go; nil: it is sent
 	bytes    int64   // counted against MaxInFlightBytes
 	inDevice bool    // between Submit and Complete
 	began    time.Duration
@@ -55,15 +53,12 @@ type conn struct {
 	session    blockdev.Session
 	meter      *meter
 	structured bool
-	extents    bool  // base:allocation was negotiated
-	memory     slots // the client's; without bytes if there is none
+	extents    bool // base:allocation was negotiated
 
 	// The reader's own.
 	noZeroes  bool
 	fixed     bool // the client knows of more options than EXPORT_NAME
 	encrypted bool
-	rights    *rightsReader       // nil, but on a unix socket during the handshake
-	slotField [slotBytes]byte     // of the request that is being taken
 	meta      *string             // the name that base:allocation was selected for; nil if it is not
 	burst     []*blockdev.Request // parsed, not submitted
 	replied   bool                // the reader has queued replies that submit is to send
@@ -94,10 +89,6 @@ type conn struct {
 func newConn(s *Server, sock *socket, client string) *conn {
 	c := &conn{srv: s, client: client}
 	c.in = inbuf{src: sock.source(), buf: make([]byte, handshakeBufferBytes)}
-	if nc, ok := sock.Conn.(*net.UnixConn); ok {
-		c.rights = newRightsReader(nc)
-		c.in.src = c.rights
-	}
 	c.outbox.init(sock, c.ticketSent)
 	return c
 }
@@ -105,7 +96,6 @@ func newConn(s *Server, sock *socket, client string) *conn {
 // serve is the connection's goroutine.
 func (c *conn) serve() {
 	defer c.srv.forget(c)
-	defer c.dropMemory()
 	c.setDeadline(time.Now().Add(c.srv.opts.HandshakeTimeout))
 	if err := c.handshake(); err != nil {
 		c.kill(err)
@@ -169,10 +159,6 @@ func (c *conn) abandon(reason error) {
 // transmit serves requests until the end of the connection.
 func (c *conn) transmit() {
 	defer c.srv.release(c.export.Name)
-	if c.rights != nil {
-		c.rights.drop()
-		c.in.src = c.sock.source()
-	}
 	c.in.resize(readBufferBytes)
 	c.srv.opts.OnEvent(Event{Kind: EventAttached, Client: c.client, Export: c.export.Name})
 

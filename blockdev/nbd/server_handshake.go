@@ -108,8 +108,6 @@ func (c *conn) answer(ctx context.Context, option uint32, data []byte, tooBig bo
 		return c.answerInfo(ctx, option, data)
 	case optListMetaContext, optSetMetaContext:
 		return false, c.answerMeta(ctx, option, data)
-	case optMemory:
-		return false, c.answerMemory(data)
 	case optStructuredReply:
 		if len(data) != 0 {
 			return false, c.reply(option, repErrInvalid, "this option has no data")
@@ -147,8 +145,6 @@ func (c *conn) startTLS(ctx context.Context, data []byte) error {
 	}
 	c.sock.startTLS(tc)
 	c.in.src = tc
-	c.dropMemory()
-	c.rights = nil
 	c.encrypted, c.structured, c.meta = true, false, nil
 	return nil
 }

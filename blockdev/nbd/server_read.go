@@ -39,15 +39,6 @@ func (c *conn) read() error {
 // take receives one request, whose header is off the stream, and puts it into the burst; or answers it at once.
 func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 	op, flags, refusal := c.check(h)
-	var place []byte
-	if c.memory.bytes != nil && h.CommandFlags&cmdFlagMemory != 0 && h.Type == protocol.TRANSMISSION_TYPE_REQUEST_READ {
-		if err := c.receive(c.slotField[:]); err != nil {
-			return err
-		}
-		if place = c.place(h.Length); place == nil && refusal == nil {
-			refusal = blockdev.ErrInvalid
-		}
-	}
 	var payload, room int
 	switch {
 	case refusal != nil:
@@ -62,7 +53,7 @@ func (c *conn) take(h protocol.TransmissionRequestHeader) error {
 	if err != nil {
 		return err
 	}
-	t.cookie, t.flags, t.place = h.Handle, h.CommandFlags, place
+	t.cookie, t.flags = h.Handle, h.CommandFlags
 	t.req.Op, t.req.Flags, t.req.Offset, t.req.Length, t.req.Err, t.req.Data = op, flags, h.Offset, h.Length, nil, nil
 	if c.export.Session.Numbers != "" {
 		t.req.ID = h.Handle

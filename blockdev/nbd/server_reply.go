@@ -91,9 +91,6 @@ func (c *conn) prepare(t *ticket, err error) {
 		encodeDescriptors(t.buf.bytes, t.req.Extents)
 		m.payload = t.buf.bytes[:n*descriptorBytes]
 		m.headerLen = encodeStatusChunk(m.header[:], t.cookie, n)
-	case t.place != nil && errno == 0:
-		copy(t.place, t.req.Data)
-		m.headerLen = chunk{replyFlagDone, replyTypeMemory, t.cookie, 0}.put(m.header[:])
 	case t.req.Op == blockdev.OpRead && c.structured:
 		t.layOut()
 	default:
@@ -177,10 +174,6 @@ func (c *conn) ticketSent(m *message) {
 
 // letGo gives the ticket's memory back.
 func (t *ticket) letGo(pool *buffers) {
-	if t.req.GiveBack != nil {
-		t.req.GiveBack()
-		t.req.GiveBack, t.req.Data, t.payload = nil, nil, nil
-	}
 	if t.buf != nil {
 		pool.put(t.buf)
 		t.buf, t.req.Data, t.payload = nil, nil, nil

@@ -43,12 +43,8 @@
 //     each request enters the flight: it becomes ready, or waits for an overlapping write (G3).
 //  2. The ready ones go to the upstream connection in one Conn.Submit. The front's own request objects are sent:
 //     no copy, no allocation.
-//  3. The upstream connection's reader hands answers back in bursts, or Submit does, with those that have come by the
-//     time it has sent. Under one hold of the lock they leave the flight, which may make others ready; then they are
-//     completed to the front connection.
-//
-// The data of reads from a node on the same host is in memory that is shared with it (package nbd), and goes to the client
-// from there.
+//  3. The upstream connection's reader hands answers back in bursts. Under one hold of the lock they leave the
+//     flight, which may make others ready; then they are completed to the front connection.
 //
 // A session has one goroutine beside these two readers, which connects and replays; while a primary answers it sleeps.
 // A request that had to wait is sent by whoever made it ready: the reader of any session of the volume.
@@ -103,9 +99,8 @@
 //     fails, its own is tried.
 //
 //   - G8 One connection at a time. A session dials only after its former connection reported that it is closed,
-//     after which it completes nothing and touches no request's memory. Shared memory is of one connection, and a
-//     request that is sent again has its own Data: what a paused primary still writes is nobody's answer. A completion
-//     from any other connection than the session's own is a bug, and panics.
+//     after which it completes nothing and touches no request's memory. A completion from any other connection than
+//     the session's own is a bug, and panics.
 //
 //   - G9 Silence after Close. When session.Close returns, nothing is completed any more and no request object is
 //     referenced; what G5 keeps are ranges.

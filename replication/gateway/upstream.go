@@ -201,7 +201,7 @@ func (s *session) dial(ctx context.Context, r *route) (*nbd.Conn, error) {
 	defer context.AfterFunc(r.over, cancel)()
 	s.generation = s.v.g.nextGeneration(s)
 	id := blockdev.SessionID{Name: s.name, Generation: s.generation, Era: s.era, Exclusive: s.opts.Exclusive, Numbers: s.numbers}
-	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, Numbered: true, Lend: true, TLS: s.v.g.tls}
+	opts := nbd.ClientOptions{Export: exportname.Format(s.v.name, id), MaxInFlight: maxInFlight, Numbered: true, TLS: s.v.g.tls}
 	if t := s.v.g.opts.Timeout; t > 0 {
 		opts.DialTimeout = min(nbd.DefaultDialTimeout, t/timeoutParts)
 		opts.HandshakeTimeout = min(nbd.DefaultHandshakeTimeout, t/timeoutParts)
