@@ -122,6 +122,8 @@ func attempt(t *testing.T, test func(t testing.TB)) string {
 		test(v)
 	}()
 	<-finished
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	return v.failure
 }
 
@@ -129,7 +131,7 @@ func attempt(t *testing.T, test func(t testing.TB)) string {
 type verdict struct {
 	testing.TB
 
-	mu      sync.Mutex // guards failure
+	mu      sync.Mutex // guards failure: a case's goroutines may end after the case
 	failure string     // the first
 }
 
