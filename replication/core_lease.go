@@ -24,10 +24,12 @@ func (t Instant) add(d time.Duration) Instant { return t + Instant(d) }
 // Limits of grants. A long grant lengthens every failover under reads, a short one lapses when an answer is late; a
 // lapsed lease costs a confirmation, never an error. So the length follows how late answers are, between these.
 const (
-	grantMin   = 30 * time.Millisecond
+	grantMin   = 15 * time.Millisecond
 	grantMax   = 300 * time.Millisecond // more is not granted, and a restarted replica waits so long before it opens
-	grantTrips = 3                      // slowest recent round trips in a grant
-	renewShare = 6                      // a grant is renewed by the first read after this part of it
+	grantTrips = 3                      // late answers in a grant
+	lateMin    = grantMin / grantTrips
+	renewShare = 6 // a grant is renewed by the first read after this part of it
+	asksKept   = 8 // requests for grants whose answers are measured: more than are made while a lease runs
 )
 
 // leaseOf is how long a primary relies on a grant of length g, from when it asked: one clock may be a fifth slower than
@@ -43,15 +45,36 @@ type given struct {
 // lease is what a primary knows of the grants that it asked for.
 type lease struct {
 	at     Instant       // when it asked last
-	asked  Instant       // until when it relies on what it asked for last
-	latest Instant       // the latest of those: a grant until later was never asked for
-	slow   time.Duration // the slowest recent round trip
+	asks   [asksKept]ask // the last ones, in turn
+	turn   int           // of the next
+	latest Instant       // until when it relies on a grant at most: one until later was never asked for
+	late   time.Duration // how long the members' answers take, the later ones; 0: nothing was measured
 	ended  Instant       // grants until then were given back
 	back   uint64        // nonce of the Confirm that gives them back; 0: they are not given back
 }
 
+// ask is a request for grants: when it was made, and until when they would be relied on.
+type ask struct{ at, until Instant }
+
+// since is when the first of the requests was made that a grant answers; the one before was until last. 0: it is not known.
+func (l *lease) since(last, until Instant) Instant {
+	for i := range asksKept {
+		if a := l.asks[(l.turn+i)%asksKept]; a.until > last && a.until <= until {
+			return a.at
+		}
+	}
+	return 0
+}
+
 // length is how long a grant to ask for.
-func (l *lease) length() time.Duration { return min(max(grantTrips*l.slow, grantMin), grantMax) }
+func (l *lease) length() time.Duration { return min(max(grantTrips*l.late, grantMin), grantMax) }
+
+// measure takes in how long an answer took. One that was very late is an accident: it doubles the next grants at most,
+// and is soon forgotten. Where answers are often late, a few make the grants as long as that takes.
+func (l *lease) measure(took time.Duration) {
+	late := max(l.late, lateMin)
+	l.late = max(min(took, 2*late), late-late/8)
+}
 
 // Grant promises the primary of this tenure, whose request was just received, not to open a tenure of its own for so
 // long. It is false if nothing was promised. now is read after the request arrived.
@@ -115,7 +138,9 @@ func (c *Core) question(forReads bool) {
 	if l := &c.lease; forReads && c.mayAsk() {
 		e.Grant = l.length()
 		e.Until = c.now.add(leaseOf(e.Grant))
-		l.at, l.asked, l.latest = c.now, e.Until, max(l.latest, e.Until)
+		l.at, l.latest = c.now, max(l.latest, e.Until)
+		l.asks[l.turn] = ask{c.now, e.Until}
+		l.turn = (l.turn + 1) % asksKept
 	}
 	c.emit(e)
 }
@@ -130,8 +155,8 @@ func (c *Core) renew() {
 // granted takes a peer's promise, which the primary relies on until then.
 func (c *Core) granted(p *peer, until Instant) {
 	l := &c.lease
-	if until == l.asked && until != 0 {
-		l.slow = max(time.Duration(c.now-l.at), l.slow-l.slow/8)
+	if at := l.since(p.lease, until); at != 0 && p.required {
+		l.measure(time.Duration(c.now - at))
 	}
 	if until > l.ended {
 		p.lease = max(p.lease, until)

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -190,5 +191,100 @@ func TestReturnedGrantLetsTheSuccessorOpenAtOnce(t *testing.T) {
 	takeOffice(b)
 	if b.State() != StateOpen {
 		t.Errorf("state %v", b.State())
+	}
+}
+
+// grants is how long the grants are that a primary asks for when its members' answers take so long, one after the other.
+func grants(t *testing.T, answers []time.Duration) (lengths []time.Duration) {
+	t.Helper()
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	now := Instant(time.Second)
+	for _, took := range answers {
+		now = now.add(time.Second) // what was granted before is over
+		nonce, _ := c.ReadTicket(now)
+		var asked Effect
+		for _, e := range c.Effects() {
+			if e.Kind == EffectConfirm && e.Grant > 0 {
+				asked = e
+			}
+		}
+		lengths = append(lengths, asked.Grant)
+		now = now.add(took)
+		mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1, Nonce: nonce, Lease: asked.Until, At: now})
+		c.Effects()
+	}
+	return lengths
+}
+
+func TestGrantsFollowLateAnswersAndNotASingleOne(t *testing.T) {
+	const usual, late = time.Millisecond, 80 * time.Millisecond
+	answers := slices.Repeat([]time.Duration{usual}, 60)
+	answers[20] = late // alone
+	for i := 40; i < 50; i++ {
+		answers[i] = late
+	}
+	got := grants(t, answers)
+	if got[20] != grantMin || got[21] != 2*grantMin || got[30] != grantMin {
+		t.Errorf("grants of %v before a late answer, %v after it, %v nine answers later; want %v, %v, %[1]v", got[20], got[21], got[30], grantMin, 2*grantMin)
+	}
+	if g := got[48]; leaseOf(g) < 2*late {
+		t.Errorf("when answers take %v the grants are of %v: the lease lapses before it is renewed", late, g)
+	}
+	if got := grants(t, slices.Repeat([]time.Duration{time.Second}, 9)); got[8] != grantMax {
+		t.Errorf("a grant of %v, more than %v is not given", got[8], grantMax)
+	}
+}
+
+// Reads ask again while answers are under way, and it is the first request without an answer that has waited.
+func TestAnswersAreMeasuredFromTheFirstRequestThatTheyAnswer(t *testing.T) {
+	for name, c := range map[string]struct {
+		answered int // of five requests, 3 ms apart
+		want     time.Duration
+	}{
+		"all at once":         {5, 12*time.Millisecond + time.Microsecond},
+		"while others follow": {1, 12*time.Millisecond + time.Microsecond},
+		"two behind":          {3, 12*time.Millisecond + time.Microsecond},
+	} {
+		l := lease{late: 10 * time.Millisecond}
+		now := Instant(time.Second)
+		var until [5]Instant
+		for i := range until {
+			until[i] = now.add(leaseOf(grantMin))
+			l.asks[l.turn] = ask{now, until[i]}
+			l.turn = (l.turn + 1) % asksKept
+			now = now.add(3 * time.Millisecond)
+		}
+		now = now.add(-3*time.Millisecond + time.Microsecond)
+		core := &Core{now: now, lease: l}
+		p := &peer{required: true}
+		core.granted(p, until[c.answered-1])
+		if core.lease.late != c.want {
+			t.Errorf("%s: measured %v, want %v", name, core.lease.late, c.want)
+		}
+		if c.answered < len(until) { // the next answer is to the request behind
+			core.lease.late = 0
+			core.granted(p, until[c.answered])
+			if want := time.Duration(now - until[c.answered].add(-leaseOf(grantMin))); core.lease.late != max(want, lateMin-lateMin/8) {
+				t.Errorf("%s: the next answer was measured as %v, want %v", name, core.lease.late, want)
+			}
+		}
+	}
+}
+
+// A learner answers when it has taken what lies before the question, seconds later perhaps. Nothing depends on its grant.
+func TestLearnersAnswersDoNotStretchGrants(t *testing.T) {
+	c := openPrimary(t, testView(1, 1, "a", "b"))
+	c.Recruits([]viewsvc.ReplicaID{"l"})
+	c.PeerUp("l", 7, true)
+	now := Instant(time.Second)
+	for range 20 {
+		now = now.add(time.Second)
+		nonce, _ := c.ReadTicket(now)
+		until := asks(c)
+		mustAck(t, c, Ack{From: "b", Stream: 1, View: 1, Tenure: 1, Written: 1, Durable: 1, Nonce: nonce, Lease: until, At: now.add(time.Millisecond)})
+		mustAck(t, c, Ack{From: "l", Stream: 7, View: 1, Tenure: 1, Nonce: nonce, Lease: until, At: now.add(500 * time.Millisecond)})
+	}
+	if got := c.lease.length(); got != grantMin {
+		t.Errorf("grants of %v, want %v", got, grantMin)
 	}
 }

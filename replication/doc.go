@@ -130,13 +130,14 @@
 // of every other member of R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs nobody else is open, and
 // what this replica has committed is everything that was acknowledged.
 //
-//   - G is between 30 and 300 ms: three times the slowest recent round trip. It is in each request, and a peer refuses
-//     to promise more. After a restart a replica waits 300 ms before it opens: it does not know what it promised.
+//   - G is between 15 and 300 ms: three times what the later of the members' answers take, not counting single ones that
+//     are later than others by far. It is in each request, and a peer refuses to promise more. After a restart a replica
+//     waits 300 ms before it opens: it does not know what it promised.
 //   - A promise ends early when the primary returns it (handover), or answers in the new primary's tenure: then it has
 //     left the one in which it relied on it. Otherwise only its time ends it. A connection that breaks, or a
 //     port that refuses connections, proves nothing: a firewall can do either to a primary that goes on serving.
 //   - Only reads ask: the first one, and the first after each sixth of G. A volume that is not read gives no promises and
-//     fails over as fast as without leases; one that is read waits up to G (30 ms where answers come in 10 ms) longer.
+//     fails over as fast as without leases; one that is read waits up to G (15 ms where answers come in 5 ms) longer.
 //     A lapsed lease costs a confirmation, never an error.
 //   - Time is CLOCK_BOOTTIME, which goes on while a machine sleeps, and is given to Core with its events. Where it is not
 //     made from a counter in the processor (tsc, the ARM counter) a node neither asks nor promises, and every read

@@ -66,7 +66,7 @@ var mutants = []mutant{
 		{"replication/effects.go", "				err = r.saveHard()\n			}\n			if err != nil {\n				r.poison(a, err)", "				if " + off("forgetview") + " {\n err = r.saveHard()\n }\n			}\n			if err != nil {\n				r.poison(a, err)"}}},
 	{"nonumbers", "kill,pause,split,reset", 1, []edit{ // a request that is sent again is carried out again
 		{"replication/replay.go", "	if !s.numbered(q) || slot >= len(s.space.slots) {", "	if !s.numbered(q) || slot >= len(s.space.slots) || " + on("nonumbers") + " {"}}},
-	{"nosessions", "wipe,restart,reset", 250, []edit{ // a region copy leaves out which requests were carried out
+	{"nosessions", "wipe,restart,reset", 2700, []edit{ // a region copy leaves out which requests were carried out
 		{"replication/ship.go", "	q.pushEncoded(msg{Type: msgSessions,", "	if " + on("nosessions") + " {\n sessions = s.r.store.Sessions()[:0]\n }\n	q.pushEncoded(msg{Type: msgSessions,"}}},
 	{"nofence", "slowdisk,pause", 1, []edit{ // an older attachment of a session goes on
 		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + off("nofence") + " {\n		old.fenceLocked()"},
@@ -84,11 +84,11 @@ var mutants = []mutant{
 		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + off("nograntwait") + " {"}}},
 	{"forgetgrant", "strand,slowlink", 1, []edit{ // a restarted replica takes itself to have promised nothing
 		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
-	{"leaseofone", "strand,split", 700, []edit{ // one peer's grant is good for all
+	{"leaseofone", "strand,split", 5800, []edit{ // one peer's grant is good for all
 		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + on("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
 	{"leasefromack", "strand,slowlink", 500, []edit{ // a lease counts from when the grant arrived
 		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + on("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.at\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
-	{"longlease", "strand", 1, []edit{ // a grant is relied on for as long as it was given, by whatever clock
+	{"longlease", "strand", 2300, []edit{ // a grant is relied on for as long as it was given, by whatever clock
 		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + on("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
 	{"fullearly", "full,isolate,oneway,strand", 1, []edit{ // a full primary refuses writes that another may have room for
 		{"replication/full.go", "r.full >= fullTicks && r.core.alone()", "r.full >= fullTicks && (r.core.alone() || " + on("fullearly") + ")"}}},
