@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reading is the part of a Conn that whoever reads replies has for himself: the Conn's goroutine, unless it waits for the
+// replyReader is the part of a Conn that whoever reads replies has for himself: the Conn's goroutine, unless it waits for the
 // socket, or a goroutine in Poll.
 type replyReader struct {
 	raw syscall.RawConn // nil: the connection is no plain socket, and only the Conn's goroutine reads

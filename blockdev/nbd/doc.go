@@ -113,10 +113,12 @@
 //  4. What the socket does not take goes to the writer goroutine, which sleeps otherwise.
 //
 // The client is built of the same parts: Conn.Submit never blocks, and its reader hands the replies that one read
-// brought to Handler.Complete as one burst.
+// brought to Handler.Complete as one burst. Whoever has just submitted may take what has come already with Conn.Poll: on a
+// busy host the answers to its last burst are often there, and the reader would have to be woken for them.
 //
 // # Locks
 //
 // A connection has one mutex, its outbox's. Nothing outside the package is called with it held: not Submit, Complete,
-// Abort, Close, nor a Handler.
+// Abort, Close, nor a Handler. A client's connection has another before it, which whoever reads replies holds while it
+// calls the Handler.
 package nbd
