@@ -69,43 +69,55 @@
 //  3. View change. A replica stores a view (fsync) before it acts in it (I1). A replica that finds itself the primary
 //     of a new tenure appends a VIEW record after its whole log and opens when all of R has it and its own promise to
 //     another primary is over. The others cut what is not in the primary's log when its stream reaches them.
-//  4. Recruit. The last common (epoch, LSN) is found from the two epoch indexes. If the primary's log reaches back to
-//     it, the log is shipped from there. Else the learner's log begins anew at the primary's commit point and every
-//     region changed since the learner's commit point is copied while new frames flow. Where the log reaches back and
-//     takes clearly more than the blocks that it changed (written over, or in small frames), its headers tell these
-//     blocks, and they alone are copied: a replica that was away for a short while is sent what differs, once. A block
-//     that is bad here and, as they say, with all other members is copied as lost: an error there, too, until a client writes it. While it is copied to, a learner
-//     hears of commit points in the order of what it is sent: no region is older than what it may have applied (I13).
-//     When the copy is complete and the learner's log is close to the commit point, the primary puts it into R: commit
-//     waits for it from there on.
-//     When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer view is
-//     seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10). What is sent yields to
-//     clients, but for the log, of which a learner is sent more than clients write (pace.go). One that does not arrive
-//     all the same is sent all that it takes; if that does not help, or it is about to lose its place in the log, clients
-//     are slowed down, by milliseconds a frame, and not for ever (approach.go).
-//     A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is
-//     disowned: its node sets it aside and makes another (outcast.go). So does the node of a replica that is damaged
-//     when it is opened, once a view goes on without it.
+//  4. Recruit. A learner is brought up to date while writes go on, put into R, and then proposed as a member
+//     (Recruiting, below).
 //  5. Remove. A primary proposes the view without a member that has not answered for 2 s, that refuses connections, that
 //     the view service calls dead while it has no stream, or that has lacked for 2 s what is stable at the primary (a disk
 //     or a link that is slow; not where writes would have to wait without it). It goes on waiting for that member
 //     until such a view is received. A member whose disk and log are full ends its stream and says so to the view service,
 //     and to who dials; a primary that is full is replaced by a member with room, and one that is alone in its view
-//     gives its clients ENOSPC after a second, until there is space (full.go). A member that went though its connection stood has a trial before it joins again: as
-//     a learner it has to keep pace, within half a second, for 3 s the first time and twice as long each further time.
+//     gives its clients ENOSPC after a second, until there is space (full.go). A member that went though its connection
+//     stood has a trial before it joins again: as a learner it has to keep pace, within half a second, for 3 s the first
+//     time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
 //     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a
 //     second time (replay.go: R1–R3).
 //  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
-//     primary refuses everybody else, but who was there before while the owner neither holds the claim nor is attached, and
-//     ends sessions that a claim has ended. It serves clients only after orders of
-//     its own tenure, which have every claim that was made before.
+//     primary refuses everybody else, but who was there before while the owner neither holds the claim nor is attached,
+//     and ends sessions that a claim has ended. It serves clients only after orders of its own tenure, which have every
+//     claim that was made before.
 //  8. Handover. The primary takes no new writes, waits until the successor has everything, returns its grants, and when
 //     the successor has heard of that proposes it; not while it is a suspect. No timeout is involved.
 //  9. Verify (ordered by an operator). The primary sends digests of the regions' checksums down its streams, each taken and
 //     queued under the lock under which commit moves, so that a member compares it with its own committed state as of
 //     the very same LSN. What differs is replaced by what most members have, else by what the primary has.
+//
+// # Recruiting
+//
+// The last common (epoch, LSN) is found from the two epoch indexes. There are three ways from there.
+//
+//   - The primary's log reaches back to it: the log is shipped from there.
+//   - It does, and takes clearly more than the blocks that it changed (written over, or in small frames): its headers tell
+//     these blocks, and they alone are copied. A replica that was away for a short while is sent what differs, once.
+//   - It does not: the learner's log begins anew at the primary's commit point, and every region changed since the
+//     learner's commit point is copied while new frames flow.
+//
+// A block that is bad here and, as they say, with all other members is copied as lost: an error there, too, until a client
+// writes it. While it is copied to, a learner hears of commit points in the order of what it is sent: no region is older
+// than what it may have applied (I13).
+//
+// When the copy is complete and the learner's log is close to the commit point, the primary puts it into R: commit waits
+// for it from there on. When it has all that is committed it is proposed. If the answer is lost it stays in R, until a newer
+// view is seen or a later try refused, which refuses the earlier ones with it (I8; viewsvc V10).
+//
+// What is sent yields to clients, but for the log, of which a learner is sent more than clients write (pace.go). One that
+// does not arrive all the same is sent all that it takes; if that does not help, or it is about to lose its place in the
+// log, clients are slowed down, by milliseconds a frame, and not for ever (approach.go).
+//
+// A replica that has committed what is not in the history, after an operator's forced promotion or resumption, is disowned:
+// its node sets it aside and makes another (outcast.go). So does the node of a replica that is damaged when it is opened,
+// once a view goes on without it.
 //
 // # Suspects
 //
@@ -127,8 +139,8 @@
 // A Confirm on behalf of reads also asks for a grant of G: the peer promises not to open a tenure of its own (Opening →
 // Open) for G from the moment when it took the request from its stream. The primary relies on a grant for
 // L = 0.8 G from the moment when it asked (one clock may be a fifth slower), and holds a lease while it relies on a grant
-// of every other member of R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs nobody else is open, and
-// what this replica has committed is everything that was acknowledged.
+// of every other member of R. Whoever can become primary of the next tenure is in R (I2, I8), so while the lease runs
+// nobody else is open, and what this replica has committed is everything that was acknowledged.
 //
 //   - G is between 15 and 300 ms: three times what the later of the members' answers take, not counting single ones that
 //     are later than others by far. It is in each request, and a peer refuses to promise more. After a restart a replica

@@ -55,7 +55,8 @@ const (
 	stateWaiting entryState = iota + 1
 	// stateReady: it may be sent and is in its lane's queue. Next: stateSent by take.
 	stateReady
-	// stateSent: a primary has it, or had it until its connection ended. Next: none, when answered; stateReady by rewind; stateGhost by expire or abandon.
+	// stateSent: a primary has it, or had it until its connection ended. Next: none, when answered; stateReady by rewind;
+	// stateGhost by expire or abandon.
 	stateSent
 	// stateGhost: nobody waits for it any more, but it was sent and may change the disk (G5). Next: none, by bury.
 	stateGhost

@@ -8,10 +8,10 @@
 // fio with 32 random 4 KiB writes in flight, the stamped-write checker (tools/stamp), which knows at any moment what a
 // read may return; and the probe, which writes one 4 KiB block after the other. A pause is the longest time between two
 // of the probe's acknowledgements, of those that span the making of the next view, or come between it and the new primary's
-// first answer. For comparison: "nothing" is
-// the longest one among as many writes when nothing happens. While a node that was lost comes back, all of them rest, but for
-// -recruits and -grows: a backup is copied anew, the volume is made larger under the load, and the longest pause meanwhile
-// is held against that of as long a time in which nothing happens. The command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
+// first answer. For comparison: "nothing" is the longest one among as many writes when nothing happens. While a node that
+// was lost comes back, all of them rest, but for -recruits and -grows: a backup is copied anew, the volume is made larger
+// under the load, and the longest pause meanwhile is held against that of as long a time in which nothing happens. The
+// command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
 //
