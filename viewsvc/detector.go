@@ -166,6 +166,13 @@ func (m *Monitor) newProcess(n *nodeWatch, req PingRequest) error {
 		if a := v.assignment(n.id); a != nil && a.Replica != "" && req.Cluster == "" {
 			n.emptied[id] = true
 		}
+		w := m.volume(id)
+		for r, said := range w.latest {
+			if v.Replicas[r] == n.id { // how far it was is worth knowing, what it did then is not so any more
+				w.latest[r] = ReplicaReport{Volume: id, Replica: r, View: said.View, Tenure: said.Tenure,
+					LogEnd: said.LogEnd, Commit: said.Commit, Applied: said.Applied}
+			}
+		}
 	}
 	n.seen, n.left, n.probing, n.gone = false, false, false, ""
 	n.lastLife = m.now

@@ -362,3 +362,32 @@ func TestCrashLoopingPrimaryIsResumedEverMoreSlowly(t *testing.T) {
 		t.Errorf("the views are %v ticks apart, want %v and so on", gaps, want)
 	}
 }
+
+// A node pings before it has opened its replicas: what its former process said of them is no more than how far they were.
+func TestStatusDoesNotTakeAFormerProcessForThePrimary(t *testing.T) {
+	r := pair(t)
+	primary := r.view().Primary
+	roleOf := func() ReplicaReport {
+		s, err := r.m.VolumeStatus("vol0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, said := range s.Reports {
+			if said.Replica == primary {
+				return said
+			}
+		}
+		t.Fatal("nothing is told of the primary")
+		return ReplicaReport{}
+	}
+	before := roleOf()
+	if before.Role != RolePrimary {
+		t.Fatalf("the primary is called %q", before.Role)
+	}
+	n1 := r.join("n1")
+	n1.Replicas, n1.Absent = nil, []Absence{{Volume: vol}}
+	r.ticks(1)
+	if now := roleOf(); now.Role != "" || now.LogEnd != before.LogEnd {
+		t.Errorf("the node was restarted, and its replica is called %q, with a log up to %d; it was up to %d", now.Role, now.LogEnd, before.LogEnd)
+	}
+}
