@@ -19,6 +19,8 @@ package main
 //     (confirmany in the random walk, which breaks that too)
 //   - A primary lets clients in before orders of its own tenure have told it who has the volume for himself: it hears of its
 //     tenure by these orders, all but always. (heardOrders; group tests)
+//   - A session goes on that a claim has ended: its own gateway, which hears of the claim as well, ends it in the same moment,
+//     all but always. (package gateway)
 //   - The bytes of a client that is gone are given free at once (G5), while its session is fenced all the same. (package
 //     gateway)
 //   - A session attaches with an older generation (R3): a gateway sends nothing before it was let in, and what an older
@@ -94,8 +96,6 @@ var mutants = []mutant{
 		{"replication/full.go", "r.full >= fullTicks && r.core.alone()", "r.full >= fullTicks && (r.core.alone() || " + on("fullearly") + ")"}}},
 	{"besideowner", "leader,kill", 2200, []edit{ // a session comes back beside an owner that is about to hold the volume
 		{"replication/claim.go", "!claim.Held && r.named[claim.Owner] == nil", "!claim.Held && (r.named[claim.Owner] == nil || " + on("besideowner") + ")"}}},
-	{"noeviction", "pause,gateway", 1100, []edit{ // a session goes on that a claim has ended
-		{"replication/claim.go", "Admits(s.id.Name, s.id.Era); !alive {\n			ended", "Admits(s.id.Name, s.id.Era); !alive && " + off("noeviction") + " {\n			ended"}}},
 	{"crowded", "gateway,leader", 200, []edit{ // somebody is let in for himself while others are attached
 		{"replication/claim.go", "case id.Exclusive && !claim.Held:", "case id.Exclusive && !claim.Held && " + off("crowded") + ":"}}},
 	{"olderas", "gateway,pause,isolate", 1, []edit{ // a session of before a claim comes back
