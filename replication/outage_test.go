@@ -93,18 +93,24 @@ func (g *group) holdCopy(id viewsvc.ReplicaID) (release func()) {
 	return sync.OnceFunc(func() { close(free) })
 }
 
+// halfCopied is a group in the middle of a copy from a to b of the blocks that changed while b was away. It returns what the
+// clients wrote, and what lets b's disk go on.
+func (g *group) halfCopied() (disk []byte, release func()) {
+	c := g.attachTo(g.open(2))
+	disk = make([]byte, outageVolume)
+	outage{blocks: 1024, stride: 3, times: 1, length: 1}.writes(g, c, disk)
+	g.crash("b")
+	g.open(1)
+	outage{blocks: 2048, stride: 5, times: 2, length: 1}.writes(g, c, disk)
+	g.start("b")
+	return disk, g.holdCopy("b")
+}
+
 // Half a copy is neither the old nor the new content: it does not serve, also if an operator's order names it because the view
 // service has not heard yet that the copy began.
 func TestForcedHalfCopyDoesNotServe(t *testing.T) {
 	outageGroup(t, func(g *group, n *memNet) {
-		c := g.attachTo(g.open(2))
-		disk := make([]byte, outageVolume)
-		outage{blocks: 1024, stride: 3, times: 1, length: 1}.writes(g, c, disk)
-		g.crash("b")
-		g.open(1)
-		outage{blocks: 2048, stride: 5, times: 2, length: 1}.writes(g, c, disk)
-		g.start("b")
-		release := g.holdCopy("b")
+		disk, release := g.halfCopied()
 		g.kill("a")
 		unpin := g.pin()
 		g.become("b")
@@ -128,14 +134,7 @@ func TestCopyOfChangedBlocksGoesOnAfterEitherSideCrashed(t *testing.T) {
 	for _, gone := range []viewsvc.ReplicaID{"a", "b"} {
 		t.Run(string(gone), func(t *testing.T) {
 			outageGroup(t, func(g *group, n *memNet) {
-				c := g.attachTo(g.open(2))
-				disk := make([]byte, outageVolume)
-				outage{blocks: 1024, stride: 3, times: 1, length: 1}.writes(g, c, disk)
-				g.crash("b")
-				g.open(1)
-				outage{blocks: 2048, stride: 5, times: 2, length: 1}.writes(g, c, disk)
-				g.start("b")
-				release := g.holdCopy("b")
+				disk, release := g.halfCopied()
 				if rep := g.replica("b").Report(); rep.Role != viewsvc.RoleLearner {
 					t.Errorf("half a copy is %v", rep.Role)
 				}
@@ -146,7 +145,7 @@ func TestCopyOfChangedBlocksGoesOnAfterEitherSideCrashed(t *testing.T) {
 				g.crash(gone)
 				release()
 				g.start(gone)
-				c = g.attachTo(g.open(2))
+				c := g.attachTo(g.open(2))
 				outage{blocks: 64, stride: 1, times: 1, length: 1}.writes(g, c, disk)
 				g.sameOnAll(disk)
 				if g.replica("b").store.Copying() {
