@@ -144,8 +144,8 @@ func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev
 	}
 	claim, err := g.views.Claim(ctx, name, change)
 	if err != nil {
-		if !errors.Is(err, viewsvc.ErrClaimed) { // the answer was lost, perhaps, and the claim would be nobody's
-			g.release(name, owner, 0)
+		if !errors.Is(err, viewsvc.ErrClaimed) {
+			g.withdraw(name, owner)
 		}
 		g.dropHold(d.st.Volume.ID)
 		return nil, fmt.Errorf("gateway: %w: %w", blockdev.ErrExclusive, err)
@@ -210,6 +210,17 @@ func (g *Gateway) release(volume, owner string, start uint64) {
 	defer cancel()
 	_, err := g.views.Claim(ctx, volume, viewsvc.ClaimChange{Act: viewsvc.ClaimRelease, Owner: owner, Start: start})
 	g.emit(Event{Kind: EventReleased, Volume: volume, Session: owner, Err: err})
+}
+
+// withdraw gives up a claim of which the answer was lost, if it was made: it would be in everybody's way, and nobody's. One
+// that is held is the same client's from before, who may have a file system on the disk.
+func (g *Gateway) withdraw(volume, owner string) {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	st, err := g.views.Watch(ctx, volume, 0)
+	if claim := st.Volume.Claim; err == nil && claim.Owner == owner && !claim.Held {
+		g.release(volume, owner, claim.Start)
+	}
 }
 
 // endHold is the end of an exclusive client. Nothing of it can be carried out any more.

@@ -246,3 +246,35 @@ func TestKeptClaimIsForTheSameSessionOnly(t *testing.T) {
 	}
 	other.Close()
 }
+
+// A claim of which the answer was lost is in everybody's way and nobody's, if it is not given up. Seen to fail without
+// withdraw, and without giveUp.
+func TestClaimWhoseAnswerWasLostIsGivenUp(t *testing.T) {
+	for _, act := range []viewsvc.ClaimAct{viewsvc.ClaimAsk, viewsvc.ClaimTakeOver, viewsvc.ClaimHold} {
+		t.Run(string(act), func(t *testing.T) {
+			c := startCluster(t, 1, func(o *Options) {
+				o.Attach = AttachOptions{Exclusive: true, TakeOver: act == viewsvc.ClaimTakeOver}
+			})
+			c.views.lose(act)
+			refusedWith(t, c.addr, "timed out")
+			if claim := c.views.claim("vol0"); claim.Owner != "" {
+				t.Errorf("left behind: %+v", claim)
+			}
+			c.views.lose("")
+			c.dial()
+		})
+	}
+}
+
+// The process of a disk that is in use was started again, and the view service is slow: the disk stays its own. Seen to fail
+// with a withdraw that asks nothing.
+func TestClaimThatWasHeldBeforeOutlivesALostAnswer(t *testing.T) {
+	c := startCluster(t, 1, func(o *Options) { o.Attach = AttachOptions{Exclusive: true, Session: "agent"} })
+	held := viewsvc.Claim{Num: 2, Era: 1, Owner: "agent", Held: true}
+	c.views.change("vol0", func(st *viewsvc.VolumeStatus) { st.Volume.Claim = held })
+	c.views.lose(viewsvc.ClaimAsk)
+	refusedWith(t, c.addr, "timed out")
+	if claim := c.views.claim("vol0"); !claim.Held || claim.Owner != "agent" {
+		t.Errorf("it has become %+v", claim)
+	}
+}

@@ -24,7 +24,8 @@ type fakeViews struct {
 	volumes map[string]viewsvc.VolumeStatus
 	changed chan struct{}
 	down    bool
-	heard   uint64 // the latest news that a watcher has come back with
+	loses   viewsvc.ClaimAct // whose answers are lost
+	heard   uint64           // the latest news that a watcher has come back with
 }
 
 func newFakeViews() *fakeViews {
@@ -67,6 +68,19 @@ func (f *fakeViews) setDown(down bool) {
 	f.changed = make(chan struct{})
 }
 
+// lose has the answers to an act of claiming lost from now on.
+func (f *fakeViews) lose(act viewsvc.ClaimAct) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loses = act
+}
+
+func (f *fakeViews) claim(name string) viewsvc.Claim {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.volumes[name].Volume.Claim
+}
+
 func (f *fakeViews) Watch(ctx context.Context, name string, news uint64) (viewsvc.VolumeStatus, error) {
 	hold := time.After(50 * time.Millisecond)
 	for {
@@ -106,11 +120,14 @@ func (f *fakeViews) Status(context.Context) (viewsvc.ClusterStatus, error) {
 	return c, nil
 }
 
-func (f *fakeViews) Claim(_ context.Context, name string, c viewsvc.ClaimChange) (viewsvc.Claim, error) {
+func (f *fakeViews) Claim(_ context.Context, name string, c viewsvc.ClaimChange) (made viewsvc.Claim, err error) {
 	f.mu.Lock()
-	down := f.down
+	down, lost := f.down, f.loses == c.Act
 	claim := f.volumes[name].Volume.Claim
 	f.mu.Unlock()
+	if lost {
+		defer func() { made, err = viewsvc.Claim{}, viewsvc.ErrTimeout }()
+	}
 	switch {
 	case down:
 		return viewsvc.Claim{}, errors.New("nobody is there")
