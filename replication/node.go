@@ -111,7 +111,7 @@ func StartNode(o NodeOptions) (*Node, error) {
 		absent: map[viewsvc.VolumeID]absence{}, conns: map[net.Conn]struct{}{}}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	if err := n.start(); err != nil {
-		n.shut()
+		n.shut(context.Background()) // what hangs comes later
 		return nil, err
 	}
 	return n, nil
@@ -175,14 +175,16 @@ func (n *Node) PeerAddr() net.Addr { return n.peers.Addr() }
 
 func (n *Node) NBDAddr() net.Addr { return n.nbdAt.Addr() }
 
-// Close tells the view service that the node leaves, so that others take over at once, and closes everything.
+// Close tells the view service that the node leaves, so that others take over at once, and closes everything. It waits
+// for busy disks for as long as ctx lives. The error wraps ctx's then, and the rest, the end of the lock on the data directory
+// too, is done when the disks are, if the process still runs.
 func (n *Node) Close(ctx context.Context) error {
 	n.farewell(ctx)
-	return n.shut()
+	return n.shut(ctx)
 }
 
 // shut closes what was opened. It is also for a start that failed half-way.
-func (n *Node) shut() error {
+func (n *Node) shut(ctx context.Context) error {
 	n.cancel(context.Canceled)
 	n.mu.Lock()
 	n.closed = true
@@ -192,6 +194,18 @@ func (n *Node) shut() error {
 	desks := n.desks
 	n.desks = map[viewsvc.VolumeID]*desk{}
 	n.mu.Unlock()
+	done := make(chan error, 1)
+	go func() { done <- n.closeAll(desks) }() // ends when no disk is busy any more with what was begun
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("node: the disk of %s is not done yet; nothing is lost, the next start recovers: %w", n.home.dir, ctx.Err())
+	}
+}
+
+// closeAll closes what serves, then what it serves, and waits for what is under way.
+func (n *Node) closeAll(desks map[viewsvc.VolumeID]*desk) error {
 	var errs []error
 	if n.nbd != nil {
 		errs = append(errs, n.nbd.Close())
@@ -202,7 +216,7 @@ func (n *Node) shut() error {
 		}
 	}
 	errs = append(errs, n.closeReplicas(desks))
-	n.wg.Wait()
+	n.wg.Wait() // replicas that are being opened or made
 	if n.view != nil {
 		n.view.Close()
 	}

@@ -2,7 +2,9 @@ package replication
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"path"
 	"strings"
 	"sync"
@@ -69,6 +71,48 @@ func TestHangingOpenHoldsUpNeitherPingsNorOtherVolumes(t *testing.T) {
 	}
 	let()
 	c.safe("hangs", 2)
+}
+
+// Whoever stops a node is told when a disk hangs, and goes on; the directory is free when the disk is back. Seen to fail with a
+// Close that waits for what is being opened.
+func TestCloseDoesNotWaitForAnOpenThatHangs(t *testing.T) {
+	c := startCluster(t, 1)
+	disk := memfs.New()
+	c.memNode("n2", disk, nil)
+	c.create(viewsvc.Volume{Name: "vol0", Size: 4 << 20, Copies: 2})
+	c.safe("vol0", 2)
+	c.stop("n2")
+	release, hangs := make(chan struct{}), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(hangs) })
+	disk.Inject(func(op memfs.Op) (e memfs.Effect) {
+		if op.Kind == "read" && strings.HasSuffix(op.Name, ".seg") {
+			begun()
+			e.Hang = release
+		}
+		return e
+	})
+	n2 := c.memNode("n2", disk, nil)
+	delete(c.nodes, "n2") // c need not stop it
+	<-hangs
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n2.Close(ctx); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "nothing is lost") {
+		t.Errorf("closed: %v", err)
+	}
+	again := NodeOptions{ID: "n2", Dir: "n2", FS: disk, Listen: "127.0.0.1:0", NBD: "127.0.0.1:0", View: []string{c.view.Addr()}}
+	start := func() error {
+		n, err := StartNode(again)
+		if err == nil {
+			c.nodes["n2"] = n
+		}
+		return err
+	}
+	if err := start(); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("a second one beside the open that hangs: %v", err)
+	}
+	close(release)
+	c.await("free directory", func(viewsvc.ClusterStatus) bool { return c.nodes["n2"] != nil || start() == nil })
+	c.safe("vol0", 2)
 }
 
 // Who hangs while it is opened does not keep its turn for ever.
