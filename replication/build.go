@@ -60,10 +60,10 @@ func (r *Replica) build(fb *frameBuf) {
 // addWrite adds a write, or the part of a huge one that this frame takes.
 func (r *Replica) addWrite(fb *frameBuf, q queued) (whole bool, err error) {
 	data, off := q.req.Data[q.done:], q.req.Offset+q.done
-	whole = len(data) <= blockdev.MaxRequestBytes
+	whole = len(data) <= r.atomic
 	if !whole {
 		fb.session, fb.number = 0, 0 // it is not done before its last part is
-		data = data[:blockdev.MaxRequestBytes]
+		data = data[:r.atomic]
 	}
 	if sums := q.req.Scratch.Sums; len(sums) > 0 {
 		sums = sums[q.done/blockdev.BlockSize:][:len(data)/blockdev.BlockSize]

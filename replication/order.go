@@ -2,6 +2,7 @@ package replication
 
 import (
 	"errors"
+	"fmt"
 	"sync/atomic"
 
 	"lockstep/blockdev"
@@ -14,6 +15,8 @@ const (
 	maxBatchBytes    = 1 << 20
 	maxBatchRequests = 512 // each takes up to three records
 	maxInlineBytes   = 64 << 10
+	maxHeaderBytes   = 64 << 10 // of a frame with so many requests, without its sums
+	minFrameBytes    = 2 * maxHeaderBytes
 )
 
 // frameBuf is a frame on its way to the log and to the peers. It is used again when all of them are done with it.
@@ -109,7 +112,7 @@ func (r *Replica) beginnable() bool {
 // orderable tells whether there are writes, and room for them, with mu held. store.OnRoom wakes the committer when the
 // log has room again.
 func (r *Replica) orderable() bool {
-	return len(r.queue) > 0 && r.writable() && !r.store.Full() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+blockdev.MaxRequestBytes)))
+	return len(r.queue) > 0 && r.writable() && !r.store.Full() && r.store.RoomFor(frameRoom(min(r.queueBytes, maxBatchBytes+r.atomic)))
 }
 
 // inlinable tells whether the goroutine that brought the queued writes should order them itself, with mu held: nothing
@@ -122,7 +125,20 @@ func (r *Replica) inlinable() bool {
 }
 
 // frameRoom bounds the size of a frame with so much payload.
-func frameRoom(payload int) int { return payload + payload/16 + 64<<10 }
+func frameRoom(payload int) int { return payload + payload/16 + maxHeaderBytes }
+
+// atomicBytes is how much of a write goes into one frame of a log, and is atomic: all that is promised, but for a log with
+// segments that are smaller than a node makes them.
+func atomicBytes(st *blockdev.Store) (int, error) {
+	frame := st.MaxFrame()
+	switch {
+	case frame >= wal.MaxFrameBytes:
+		return blockdev.MaxRequestBytes, nil
+	case frame < minFrameBytes:
+		return 0, fmt.Errorf("replication: the log's segments have %d bytes, they need %d; format the replica anew with a larger log", frame, minFrameBytes)
+	}
+	return (frame - maxHeaderBytes) / 17 * 16 / blockdev.BlockSize * blockdev.BlockSize, nil // frameRoom of it is no more than frame
+}
 
 // errHalfCopy is of a replica that an operator made primary (I10): a copy began, by a message that had been on its way for
 // long, after the view service had heard of it last.
@@ -198,14 +214,14 @@ func (r *Replica) takeBatch(fb *frameBuf) {
 		}
 		edges = edges || !aligned
 		payload := payloadBytes(q.req) - int(q.done)
-		if n > 0 && bytes+payload > blockdev.MaxRequestBytes {
+		if n > 0 && bytes+payload > r.atomic {
 			break
 		}
 		q.s.busy++
 		fb.batch = append(fb.batch, q)
-		if q.req.Op == blockdev.OpWrite && uint64(q.req.Length)-q.done > blockdev.MaxRequestBytes {
+		if q.req.Op == blockdev.OpWrite && uint64(q.req.Length)-q.done > uint64(r.atomic) {
 			// Larger than what can be atomic: this frame takes a part, the next ones the rest.
-			r.queue[n].done += blockdev.MaxRequestBytes
+			r.queue[n].done += uint64(r.atomic)
 			break
 		}
 		r.queueBytes -= payloadBytes(q.req)

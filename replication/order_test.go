@@ -3,10 +3,12 @@ package replication
 import (
 	"bytes"
 	"context"
+	"strings"
 	"testing"
 
 	"lockstep/blockdev"
 	"lockstep/viewsvc"
+	"lockstep/wal/vfs/memfs"
 )
 
 // openVolume makes a volume with one copy and attaches to it.
@@ -81,5 +83,52 @@ func TestTrimmedRangeReadsAsZeroes(t *testing.T) {
 		if !bytes.Equal(got.Data, want) {
 			t.Errorf("after a trim of %d bytes at %d the disk is not as it should be", trim[1], trim[0])
 		}
+	}
+}
+
+// A log with segments smaller than a batch may be gets smaller batches, and a write in parts. Seen to fail (to panic) with
+// batches that do not ask the log.
+func TestFramesFitIntoSmallSegments(t *testing.T) {
+	const size = 8 << 20
+	bubble(t, 2, groupOptions{size: size, logBytes: 1 << 20, segBytes: minFrameBytes}, func(g *group, _ *memNet) {
+		c := g.attachTo(g.open(2))
+		want := make([]byte, size)
+		var burst []*blockdev.Request
+		add := func(off uint64, n int) {
+			data := bytes.Repeat([]byte{byte(len(burst) + 1)}, n)
+			copy(want[off:], data)
+			burst = append(burst, write(off, data))
+		}
+		for i := range uint64(200) {
+			add(i*16<<10, 16<<10)
+		}
+		for i := range uint64(500) {
+			add(4<<20+i*2*blockdev.BlockSize-1, 2) // each takes two blocks
+		}
+		add(1<<20, 3<<20)
+		add(1<<20+5, 3<<20)
+		c.all(t, c.s, burst...)
+		got := &blockdev.Request{Op: blockdev.OpRead, Length: size, Data: make([]byte, size)}
+		c.all(t, c.s, got)
+		if !bytes.Equal(got.Data, want) {
+			t.Error("the disk has something else")
+		}
+	})
+}
+
+func TestSegmentsThatHoldNoBatchAreRefused(t *testing.T) {
+	disk := memfs.New()
+	o := blockdev.FormatOptions{LogBytes: 1 << 20, SegmentBytes: minFrameBytes / 2,
+		Identity: blockdev.Identity{Cluster: groupCluster, Volume: "v", Replica: "a", Size: 1 << 20}}
+	if err := blockdev.Format(disk, "vol", o); err != nil {
+		t.Fatal(err)
+	}
+	st, err := blockdev.OpenStore(blockdev.StoreOptions{FS: disk, Dir: "vol", Manual: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Abandon()
+	if _, err := OpenReplica(ReplicaOptions{Store: st, Volume: viewsvc.Volume{ID: "v"}}); err == nil || !strings.Contains(err.Error(), "larger log") {
+		t.Errorf("opened: %v", err)
 	}
 }

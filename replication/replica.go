@@ -65,6 +65,8 @@ type Replica struct {
 	store *blockdev.Store
 	id    viewsvc.ReplicaID
 
+	atomic int // atomicBytes of the store
+
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	closing atomic.Bool
@@ -151,6 +153,10 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		!o.Store.CleanStart() && !o.Store.SameBoot() {
 		hard.Suspect = true // the machine may have gone down with acknowledged writes in its page cache
 	}
+	whole, err := atomicBytes(o.Store)
+	if err != nil {
+		return nil, err
+	}
 	if o.Dial == nil {
 		o.Dial = dialTCP
 	}
@@ -171,7 +177,7 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 		o.Clock = func() Instant { return Instant(rt.Now().UnixNano()) }
 	}
 	m := o.Store.Marks()
-	r := &Replica{opts: o, store: o.Store, rt: rt, id: viewsvc.ReplicaID(id.Replica), hard: hard, end: m.End,
+	r := &Replica{opts: o, store: o.Store, rt: rt, id: viewsvc.ReplicaID(id.Replica), atomic: whole, hard: hard, end: m.End,
 		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID, Leases: o.Leases},
 			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect, Now: o.Clock()}),
 		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),

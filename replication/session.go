@@ -14,7 +14,7 @@ import (
 type queued struct {
 	req  *blockdev.Request
 	s    *session
-	done uint64 // bytes of it that are ordered: a write of more than blockdev.MaxRequestBytes takes several frames
+	done uint64 // bytes of it that are ordered: a write of more than Replica.atomic takes several frames
 }
 
 // session is a client's attachment to an open primary.
