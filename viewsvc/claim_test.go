@@ -138,3 +138,20 @@ func TestClaimTravelsToNodesAndGateways(t *testing.T) {
 		})
 	}
 }
+
+// Whoever has a file system on it would lose that under his hands.
+func TestVolumeThatIsAttachedExclusivelyIsNotDeleted(t *testing.T) {
+	r := pair(t)
+	if _, err := claimed(t, r.s, ClaimChange{Act: ClaimAsk, Owner: "a", Host: "h-a"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.m.PlanDelete("vol0"); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), "host h-a") {
+		t.Errorf("deleted: %v", err)
+	}
+	if _, err := claimed(t, r.s, ClaimChange{Act: ClaimEvict}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.m.PlanDelete("vol0"); err != nil {
+		t.Errorf("when it is free: %v", err)
+	}
+}

@@ -58,6 +58,10 @@ func (m *Monitor) PlanDelete(name string) (Command, error) {
 	if err != nil {
 		return Command{}, err
 	}
+	if c := v.Volume.Claim; c.Owner != "" {
+		return Command{}, fmt.Errorf("%w: volume %s is attached exclusively by %v; detach it there, or `lockstep volume detach-all %s`, first",
+			ErrClaimed, name, c, name)
+	}
 	return Command{Op: OpDelete, Volume: v.Volume.ID}, nil
 }
 

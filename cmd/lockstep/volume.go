@@ -176,18 +176,21 @@ reconnects. Restart what uses the volume (unmount, check, mount) before you resu
 func newVolumeDelete(env *environment) *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:   "delete NAME",
+		Use:   "delete NAME [--yes]",
 		Short: "Delete a volume and everything on it",
-		Args:  wantArgs("NAME"),
+		Long: `Delete a volume and everything on it, for good. On a terminal it asks for the volume's name first; elsewhere it does nothing
+without --yes. A volume that somebody has attached exclusively is not deleted.`,
+		Args: wantArgs("NAME"),
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask, which is done on a terminal only")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return operate(cmd, env, func(ctx context.Context, view *operator, args []string) error {
-		if !yes && isTerminal(env.stdin) {
-			fmt.Fprintf(env.stderr, "Everything on %s will be lost. Type its name to go on: ", args[0])
-			answer, _ := bufio.NewReader(env.stdin).ReadString('\n') // an error leaves an answer that does not match
-			if strings.TrimSpace(answer) != args[0] {
-				return withHint(fmt.Errorf("volume delete: %q was not deleted", args[0]), "type its name, or pass --yes")
-			}
+		vs, err := view.volume(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if !yes && !confirmed(env, fmt.Sprintf("All %s of %s will be lost for good.", formatSize(vs.Volume.Size), args[0]), args[0]) {
+			return withHint(fmt.Errorf("volume delete: nobody confirmed that all on %s is to be lost; nothing was done", args[0]),
+				"type its name on a terminal, or pass --yes")
 		}
 		if err := view.DeleteVolume(ctx, args[0]); err != nil {
 			return err
@@ -195,4 +198,14 @@ func newVolumeDelete(env *environment) *cobra.Command {
 		fmt.Fprintf(env.stdout, "deleted %s\n", args[0])
 		return nil
 	})
+}
+
+// confirmed asks whoever is at the terminal, if anybody, to type a name.
+func confirmed(env *environment, loss, name string) bool {
+	if !isTerminal(env.stdin) {
+		return false
+	}
+	fmt.Fprintf(env.stderr, "%s Type its name to go on: ", loss)
+	answer, _ := bufio.NewReader(env.stdin).ReadString('\n') // an error leaves an answer that does not match
+	return strings.TrimSpace(answer) == name
 }
