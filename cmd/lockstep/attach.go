@@ -31,6 +31,7 @@ type attachOptions struct {
 	fuse                       string
 	tls                        nbd.TLSOptions
 	dir                        attachDir
+	procs                      *clientProcs
 }
 
 func newAttach(env *environment) *cobra.Command {
@@ -107,6 +108,7 @@ The volume is attached for this client alone, unless --shared is given.`,
 		if daemon {
 			return attachInBackground(env, o.dir, o.volume)
 		}
+		o.procs = newClientProcs(env, o.tls.Mode != nbd.TLSOff)
 		tell := readiness(env)
 		return serve(log, "attach", func() (running, error) {
 			if o.fuse != "" {
@@ -203,5 +205,5 @@ func (o *attachOptions) open(ctx context.Context, a *attachment, g gateway.Optio
 	if g.Listen != "" && !o.shared {
 		g.Attach = o.as(a)
 	}
-	return openVolume(ctx, a, g, o.as(a), log)
+	return openVolume(ctx, a, g, o.as(a), o.procs.follow(logGatewayEvents(log, make(chan error, 1))))
 }

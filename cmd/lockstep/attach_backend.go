@@ -8,8 +8,6 @@ import (
 	"net"
 	"sync"
 
-	"github.com/rs/zerolog"
-
 	"lockstep/blockdev/kernel"
 	"lockstep/blockdev/nbd"
 	"lockstep/replication/gateway"
@@ -36,14 +34,13 @@ type volumeBackend struct {
 	left error // how the connection ended; nil: with a goodbye
 }
 
-// openVolume starts the gateway and finds the volume.
-func openVolume(ctx context.Context, a *attachment, o gateway.Options, as gateway.AttachOptions, log zerolog.Logger) (*volumeBackend, error) {
+// openVolume starts the gateway, whose events go on to next, and finds the volume.
+func openVolume(ctx context.Context, a *attachment, o gateway.Options, as gateway.AttachOptions, next func(gateway.Event)) (*volumeBackend, error) {
 	b := &volumeBackend{attached: make(chan struct{}), grown: make(chan struct{}, 1), ended: make(chan error, 1), left: io.EOF}
 	b.letIn = sync.OnceFunc(func() { close(b.attached) })
-	logEvent := logGatewayEvents(log, make(chan error, 1))
 	o.OnEvent = func(e gateway.Event) {
 		b.hear(e)
-		logEvent(e)
+		next(e)
 	}
 	g, err := gateway.Start(ctx, o)
 	if err != nil {

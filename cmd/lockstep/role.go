@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -105,13 +104,4 @@ func prepareData(dir string) error {
 		return withHint(fmt.Errorf("data directory %s cannot be written: %w", dir, err), "check who owns it, or choose another with --data")
 	}
 	return nil
-}
-
-// setProcs gives the Go scheduler more threads than there are cores, unless $GOMAXPROCS says otherwise. A goroutine in a
-// blocking system call (fdatasync, most of the time) keeps its P until the runtime's monitor takes it away, 20 µs to
-// 10 ms later; with one P per core, one volume's sync would so hold up everything else.
-func setProcs(env *environment) {
-	if env.getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(4, runtime.NumCPU()+2))
-	}
 }

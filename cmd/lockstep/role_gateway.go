@@ -65,7 +65,8 @@ its volumes back after it died (default: a new one at each start)`)
 		if err != nil {
 			return err
 		}
-		return serve(log, "gateway", func() (running, error) { return startGateway(cmd.Context(), opts, numbers, log) })
+		procs := newClientProcs(env, opts.TLS.Mode != nbd.TLSOff || opts.PrimaryTLS.Mode != nbd.TLSOff)
+		return serve(log, "gateway", func() (running, error) { return startGateway(cmd.Context(), opts, procs, numbers, log) })
 	}
 	return cmd
 }
@@ -95,10 +96,10 @@ func checkGateway(cmd *cobra.Command, o *gateway.Options) error {
 	return errors.Join(checkTLS(cmd, "tls", &o.TLS), checkTLS(cmd, "primary-tls", &o.PrimaryTLS))
 }
 
-func startGateway(ctx context.Context, o gateway.Options, numbers *metrics, log zerolog.Logger) (running, error) {
+func startGateway(ctx context.Context, o gateway.Options, procs *clientProcs, numbers *metrics, log zerolog.Logger) (running, error) {
 	// A listener that fails ends the gateway: there would be no new clients.
 	stopped := make(chan error, 1)
-	o.OnEvent = countGatewayEvents(numbers, logGatewayEvents(log, stopped))
+	o.OnEvent = procs.follow(countGatewayEvents(numbers, logGatewayEvents(log, stopped)))
 	g, err := gateway.Start(ctx, o)
 	if err != nil {
 		return running{}, err
