@@ -16,9 +16,9 @@ import (
 //	              may come back while the owner is not attached
 //	set    true   held: nobody but the owner is attached                       none, asked by another (taken over)
 //
-// Era grows whenever all clients but the owner's are ended for good: when the claim becomes held, is taken over, or
-// an operator detaches all. A session that began in an earlier era never comes back, also when the claim is gone: what
-// its client knows of the disk may be wrong by then.
+// Era grows whenever clients are ended for good: all but the owner's when the claim becomes held or is taken over, the
+// owner's when it gives a held claim up, and all when an operator detaches them. A session that began in an earlier era never
+// comes back, also when the claim is gone: what its client knows of the disk may be wrong by then.
 //
 // Start tells the processes of one owner apart: it grows each time that the owner is asked for. The primary fences those
 // of a lower one, and they can neither hold nor give up the claim.
@@ -127,6 +127,9 @@ func nextClaim(v Volume, c ClaimChange, now time.Time) (Claim, error) {
 	case ClaimRelease:
 		if !cur.by(c) {
 			return cur, nil // it was taken over; there is nothing to give up
+		}
+		if cur.Held {
+			cur.Era++
 		}
 		return Claim{Num: cur.Num, Era: cur.Era}, nil
 	case ClaimEvict:

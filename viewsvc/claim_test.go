@@ -97,6 +97,32 @@ func TestFormerProcessOfAnOwnerDoesNotSpeakForTheNext(t *testing.T) {
 	}
 }
 
+// Whoever gave a volume up that he held, or had it given up for him, is not to come back beside its next user.
+func TestOwnersSessionEndsWithItsClaim(t *testing.T) {
+	s := newVolume(t)
+	asked, err := claimed(t, s, ClaimChange{Act: ClaimAsk, Owner: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := claimed(t, s, ClaimChange{Act: ClaimHold, Owner: "a", Start: asked.Start}); err != nil {
+		t.Fatal(err)
+	}
+	asked, err = claimed(t, s, ClaimChange{Act: ClaimAsk, Owner: "a"}) // its process was restarted
+	if err != nil || !asked.Held {
+		t.Fatalf("%+v, %v", asked, err)
+	}
+	none, err := claimed(t, s, ClaimChange{Act: ClaimRelease, Owner: "a"})
+	if err != nil || none.Owner != "" {
+		t.Fatalf("%+v, %v", none, err)
+	}
+	if alive, _ := none.Admits("a", asked.SessionEra()); alive {
+		t.Error("the owner's session may come back beside others")
+	}
+	if alive, free := none.Admits("b", none.SessionEra()); !alive || !free {
+		t.Errorf("the next one: alive %v, free %v", alive, free)
+	}
+}
+
 func TestSessionsOfAnEarlierEraNeverComeBack(t *testing.T) {
 	c := Claim{Era: 3, Owner: "a", Held: true}
 	for _, tc := range []struct {

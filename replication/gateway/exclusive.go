@@ -26,8 +26,8 @@ const releaseTimeout = 3 * time.Second
 type AttachOptions struct {
 	// Session is the client's identity, unique to it and the same over restarts of the process. "" makes one up.
 	Session string
-	// Generation grows by each start of a process that attaches as Session: it fences what the former process sent. An
-	// exclusive attachment needs none: the view service gives it one with the claim.
+	// Generation grows by each start of a process that attaches as Session: it fences what the former process sent. One that
+	// always attaches exclusively needs none: the view service's count of claims is added to it.
 	Generation uint64
 
 	Exclusive bool // refuse everybody else, and to attach while anybody else is attached
@@ -163,7 +163,7 @@ func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev
 	}
 	s.alone = h
 	s.start = claim.Start
-	s.generation = max(s.generation, claim.Start<<32)
+	s.generation = firstGeneration(d.opts, claim.Start)
 	conn, r, err := s.reach(ctx)
 	if err == nil {
 		if _, err = g.views.Claim(ctx, name, viewsvc.ClaimChange{Act: viewsvc.ClaimHold, Owner: owner, Start: claim.Start}); err != nil {
@@ -191,6 +191,10 @@ func (g *Gateway) firstTakeOver(id viewsvc.VolumeID) bool {
 	g.tookOver[id] = true
 	return first
 }
+
+// firstGeneration is what the generations of a client's connections are above. A later process of its session has a larger
+// one, whether it attaches exclusively or not: it counts its starts, or the view service has counted claims since, or both.
+func firstGeneration(o AttachOptions, claims uint64) uint64 { return (o.Generation + claims) << 32 }
 
 // nextGeneration is that of a session's next connection. A name that a client brought may be that of an earlier session.
 func (g *Gateway) nextGeneration(s *session) uint64 {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"lockstep/blockdev"
 	"lockstep/blockdev/nbd"
@@ -201,25 +202,37 @@ func TestLaterProcessOfASessionEndsTheFormer(t *testing.T) {
 	}
 }
 
+// agentOf is a client, as the kernel is one of `lockstep attach`, that has written.
+func agentOf(tb testing.TB, g *Gateway, o AttachOptions) (net.Conn, error) {
+	tb.Helper()
+	export, err := g.Export(tb.Context(), "vol0", o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ours, theirs := socketPair(tb)
+	failed := make(chan error, 1)
+	go func() { failed <- g.Server().ServeTransmission(theirs, export) }() // ends with the connection
+	if err := ours.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		tb.Fatal(err)
+	}
+	if err := (&rawClient{ours}).write('a'); err != nil {
+		ours.Close()
+		select {
+		case why := <-failed:
+			return nil, why
+		case <-time.After(time.Second): // it waits to be let in
+			return nil, err
+		}
+	}
+	return ours, ours.SetDeadline(time.Time{})
+}
+
 // TestKeptClaimIsForTheSameSessionOnly is what `lockstep attach` relies on: its process is killed and started again
 // while a file system is mounted.
 func TestKeptClaimIsForTheSameSessionOnly(t *testing.T) {
 	c := startReal(t, 2)
 	_, g := c.gateway(AttachOptions{})
-	serve := func(o AttachOptions) (net.Conn, error) {
-		export, err := g.Export(t.Context(), "vol0", o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours, theirs := socketPair(t)
-		failed := make(chan error, 1)
-		go func() { failed <- g.Server().ServeTransmission(theirs, export) }() // ends with the connection
-		d := &rawClient{ours}
-		if err := d.write('a'); err != nil {
-			return nil, <-failed
-		}
-		return ours, nil
-	}
+	serve := func(o AttachOptions) (net.Conn, error) { return agentOf(t, g, o) }
 	agent := AttachOptions{Session: "agent", Generation: 1, Exclusive: true, Keep: true}
 	first, err := serve(agent)
 	if err != nil {

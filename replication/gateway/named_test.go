@@ -34,6 +34,25 @@ func TestSessionOfTheSameNameCarriesOutItsWrites(t *testing.T) {
 	}
 }
 
+// A session that had its volume for itself shares it from its next process on. The view service has counted more claims than
+// the session has had processes, and its exclusive generations came with these.
+func TestSessionThatWasExclusiveComesBackShared(t *testing.T) {
+	c := startReal(t, 1)
+	for process := uint64(1); process <= 4; process++ {
+		_, g := c.gateway(AttachOptions{})
+		for range 3 {
+			conn, err := agentOf(t, g, AttachOptions{Session: "the-same", Generation: process, Exclusive: process%2 == 1})
+			if err != nil {
+				t.Fatalf("process %d: %v", process, err)
+			}
+			conn.Close()
+		}
+		if err := g.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // G12: a named session has its numbers in one space for as long as it lasts, over reconnects and failovers, and the next
 // client of the name in another.
 func TestNamedSessionNumbersInASpaceOfItsOwn(t *testing.T) {

@@ -59,7 +59,7 @@ func (d *device) begin(c blockdev.Client, name string, era uint64) (*session, er
 	}
 	s := &session{
 		v: v, client: c, of: d.st.Volume, name: name, era: era, opts: d.opts, done: make(chan struct{}),
-		generation: d.opts.Generation << 32, numbers: name,
+		generation: firstGeneration(d.opts, d.st.Volume.Claim.Num), numbers: name,
 	}
 	if d.opts.Session != "" {
 		s.numbers = uuid.NewString() // G12

@@ -41,11 +41,11 @@ func (s *session) attachAlone() *endpoint {
 	c.w.tr("%s: %s: %v", s, change.Act, errText(err))
 	if err != nil {
 		if !errors.Is(err, viewsvc.ErrClaimed) { // the answer was lost, perhaps
-			s.release()
+			s.withdraw()
 		}
 		return nil
 	}
-	s.start, s.era, s.generation = claim.Start, claim.SessionEra(), max(s.generation, claim.Start<<32)
+	s.start, s.era, s.generation = claim.Start, claim.SessionEra(), (uint64(s.k.lives)+claim.Start)<<32
 	var e *endpoint
 	for e == nil && s.refused == nil && !s.gone {
 		if e = s.connect(); e == nil {
@@ -64,6 +64,15 @@ func (s *session) attachAlone() *endpoint {
 		s.release()
 	}
 	return nil
+}
+
+// withdraw gives up a claim of which the answer was lost, if it was made and is not held.
+func (s *session) withdraw() {
+	said, err := s.g.c.views.primary(s.g.p, s.g.name)
+	if claim := said.claim; err == nil && claim.Owner == s.name && !claim.Held {
+		s.start = claim.Start
+		s.release()
+	}
 }
 
 // release gives the claim up, as well as it can.

@@ -284,10 +284,8 @@ func (c *cluster) mayLose(m *machine) bool {
 	if v.Num == 0 || c.mayFailReads && !m.flipped {
 		return false // it may have the only good copy of a damaged block
 	}
-	for r, n := range c.views.underWay {
-		if n > 0 && r != "" {
-			return false
-		}
+	if c.views.underWay > 0 {
+		return false
 	}
 	if !v.Has(mine) {
 		return true

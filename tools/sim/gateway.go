@@ -23,6 +23,7 @@ type gatewayProc struct {
 	flight   gateway.Flight
 	sessions []*session        // of clients, and those that are fenced
 	route    route             // to the primary
+	heard    bool              // it knows the volume
 	claim    viewsvc.Claim     // the newest that it heard of
 	newest   map[string]uint64 // generation of each name that a client brought
 }
@@ -61,7 +62,7 @@ func (g *gatewayProc) start() {
 	}
 	g.runs++
 	g.p = g.c.w.newProc(fmt.Sprintf("%s.%d", g.name, g.runs))
-	g.flight, g.sessions, g.newest, g.claim = gateway.Flight{}, nil, map[string]uint64{}, viewsvc.Claim{}
+	g.flight, g.sessions, g.newest, g.heard, g.claim = gateway.Flight{}, nil, map[string]uint64{}, false, viewsvc.Claim{}
 	g.p.Go(g.watch)
 	for _, k := range g.clients {
 		g.p.Go(k.work)
@@ -87,7 +88,7 @@ func (g *gatewayProc) kill() {
 
 // attach begins a session; nil: the client is refused.
 func (g *gatewayProc) attach(k *client) *session {
-	if g.claim.Owner != "" && !k.alone && !g.direct {
+	if g.claim.Owner != "" && !k.alone && !g.direct || k.named && !g.heard {
 		return nil
 	}
 	k.lives++
@@ -97,7 +98,7 @@ func (g *gatewayProc) attach(k *client) *session {
 		s.name = fmt.Sprintf("c%d.%d", k.no, k.lives)
 		s.numbers = s.name
 		if k.named {
-			s.name, s.generation = fmt.Sprintf("c%d", k.no), uint64(k.lives)<<32
+			s.name, s.generation = fmt.Sprintf("c%d", k.no), (uint64(k.lives)+g.claim.Num)<<32
 			s.owed, k.unresolved = k.unresolved, nil
 		}
 	}
@@ -111,6 +112,7 @@ func (g *gatewayProc) watch() {
 	for {
 		g.p.sleep(watchEvery)
 		if said, err := g.c.views.primary(g.p, g.name); err == nil {
+			g.heard = true
 			g.learn(said.claim)
 			if r := said.route; r.tenure >= g.route.tenure && r != g.route {
 				g.route = r

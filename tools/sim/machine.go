@@ -74,9 +74,15 @@ func newMachine(c *cluster, name string) *machine {
 	return m
 }
 
-// work is how long the disk operations took since the last call.
+// slowPiece is how much of a slow disk's work is waited for at a time, about: it may be faster after that.
+const slowPiece = 100 * time.Millisecond
+
+// work is how long the disk operations took that nobody has waited for yet. Of a slow disk it is the first few of them.
 func (m *machine) work() time.Duration {
 	n := m.fs.Ops()
+	if m.slow > 1 {
+		n = min(n, m.lastOps+1+int(slowPiece/(time.Duration(m.slow)*m.c.diskTime)))
+	}
 	d := time.Duration(n-m.lastOps) * time.Duration(m.slow) * m.c.diskTime
 	m.lastOps = n
 	if d > 0 {

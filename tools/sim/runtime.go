@@ -20,8 +20,8 @@ type proc struct {
 	coros  []*coro
 	live   int
 
-	// work tells how long the I/O took that was done since the last call. The next coroutine that takes a lock waits so
-	// long: which is the one that did it, on its way back.
+	// work tells how long the I/O took that was done since the last call, or a part of it. The next coroutine that takes a
+	// lock waits so long: which is the one that did it, on its way back.
 	work func() time.Duration
 
 	// jitter is how long a coroutine waits, at most, now and then, where it takes a lock: the machine has other work.
@@ -163,7 +163,7 @@ func (m *mutex) Lock() {
 		return
 	}
 	if p.work != nil {
-		if d := p.work(); d > 0 {
+		for d := p.work(); d > 0; d = p.work() {
 			p.sleep(d)
 		}
 	}

@@ -43,7 +43,7 @@ type views struct {
 
 	loss int // one reply in so many is lost
 
-	underWay map[viewsvc.ReplicaID]int // proposals of a replica that may still be committed
+	underWay int // proposals that may still be committed
 }
 
 // office is a server's time as leader.
@@ -63,7 +63,7 @@ type heldPing struct {
 var errNoLeader = errors.New("no view server leads")
 
 func newViews(w *world, n *network, servers int) *views {
-	v := &views{w: w, net: n, state: viewsvc.NewState(), down: make([]bool, servers), asked: map[string]int{}, underWay: map[viewsvc.ReplicaID]int{}}
+	v := &views{w: w, net: n, state: viewsvc.NewState(), down: make([]bool, servers), asked: map[string]int{}}
 	for i := range servers {
 		v.servers = append(v.servers, fmt.Sprintf("v%d", i+1))
 	}
@@ -276,11 +276,11 @@ func (v *views) commit(c viewsvc.Command, done func(viewsvc.Result, error)) {
 // next one, or not.
 func (v *views) commitIn(term uint64, c viewsvc.Command, done func(viewsvc.Result, error)) {
 	if c.Proposal != nil {
-		v.underWay[c.Proposal.From]++
+		v.underWay++
 	}
 	over := func() {
 		if c.Proposal != nil {
-			v.underWay[c.Proposal.From]--
+			v.underWay--
 		}
 	}
 	v.w.after(v.w.between(100*time.Microsecond, 3*time.Millisecond)+v.raftDelay(), func() {
