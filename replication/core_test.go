@@ -325,3 +325,18 @@ func TestHandoverWaitsUntilTheSuccessorIsNoSuspect(t *testing.T) {
 		t.Error("it has everything, and knows it")
 	}
 }
+
+// The view service tells everybody at the same time, and not everybody hears of it at the same time.
+func TestBackupThatHeardOfTheNextViewFirstKeepsItsStream(t *testing.T) {
+	c := NewCore(Config{Self: "b", Volume: "v"}, Start{})
+	before := testView(1, 1, "a", "b", "c")
+	c.Observe(before)
+	c.Observe(testView(2, 1, "a", "b"))
+	if !c.Accepts("a", 1) || !c.Hello("a", before) {
+		t.Error("it leaves a primary that has yet to hear of the next view of its tenure")
+	}
+	c.Observe(testView(3, 3, "c", "b"))
+	if c.Accepts("a", 2) || c.Accepts("c", 2) {
+		t.Error("it takes a message of another tenure")
+	}
+}

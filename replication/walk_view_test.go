@@ -203,7 +203,7 @@ const maxHunt = time.Minute
 // TestRandomWalkFindsEachBrokenRule breaks one rule of the protocol at a time, in the drivers or the view service. The
 // checks have to notice each; otherwise TestRandomWalkKeepsTheRules proves nothing. That acks of another tenure do not
 // count is not among them: with the other rules in place it takes far more walks than there is time for, and has
-// TestAckOfAnotherTenureDoesNotCount instead.
+// TestAckOfAnotherTenureDoesNotCount instead, which tools/mutant sees fail without it.
 func TestRandomWalkFindsEachBrokenRule(t *testing.T) {
 	for _, m := range []struct {
 		name string

@@ -57,5 +57,5 @@
 //     members hold the same bytes (I12).
 //   - Certain things have happened sometimes (stats.go): a run in which no tail is ever cut proves little about cutting.
 //
-// mutants.go breaks one rule at a time; each has to be found.
+// mutants.go breaks one rule of rules.go at a time; each has to be found.
 package main

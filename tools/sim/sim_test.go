@@ -12,6 +12,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"lockstep/blockdev"
+	"lockstep/tools/mutant"
 )
 
 // A run is one goroutine at a time, so that the race detector finds nothing in it and makes it ten times as slow. The
@@ -21,7 +22,7 @@ func TestSeedsKeepTheRules(t *testing.T) {
 	if testing.Short() {
 		t.Skip("plays thousands of seeds")
 	}
-	root, err := moduleRoot()
+	root, err := mutant.ModuleRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func TestEachBrokenRuleIsFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range mutants {
+	for _, m := range rules {
 		t.Run(m.name, func(t *testing.T) {
 			found, err := m.hunt(t.Context(), binary, huntSeeds)
 			if err != nil {
