@@ -126,6 +126,7 @@ type Core struct {
 	suspect bool
 
 	minCopies int
+	floor     viewsvc.Floor // newest that the view service told of
 
 	now    Instant // newest reading that the driver told
 	given  given   // as a peer
@@ -208,6 +209,11 @@ func (c *Core) setState(s State) {
 // SetSync tells the volume's sync mode.
 func (c *Core) SetSync(m viewsvc.SyncMode) { c.sync = m }
 
+// SetFloor tells what every member has on stable storage, as the view service knows. Whoever has less has lost what it
+// acknowledged, and perhaps all memory of its tenure: to begin that once more would be two writers in an epoch (I3), and
+// the end of what the others have.
+func (c *Core) SetFloor(f viewsvc.Floor) { c.floor = f }
+
 // CommitsWritten tells whether a record counts when it is written, not synced: sync mode flush, with somebody
 // else holding a copy. A lone primary syncs each frame, since a crash of its machine would lose the only copy.
 func (c *Core) CommitsWritten() bool {
@@ -257,9 +263,9 @@ func (c *Core) adopt(v viewsvc.View) {
 	c.trials = map[viewsvc.ReplicaID]*trial{}
 	switch {
 	case v.Primary == c.cfg.Self:
-		if v.Tenure != v.Num {
-			// I3: this process did not begin the tenure, an earlier one of this replica did. It waits to be
-			// given a tenure of its own, or to be replaced.
+		if v.Tenure != v.Num || old.Tenure < c.floor.Tenure || uint64(c.written) < c.floor.LSN {
+			// I3: this process did not begin the tenure, an earlier one of this replica did, or may have and was
+			// forgotten. It waits to be given a tenure of its own, or to be replaced.
 			c.setState(StateRecovering)
 			break
 		}

@@ -340,3 +340,24 @@ func TestBackupThatHeardOfTheNextViewFirstKeepsItsStream(t *testing.T) {
 		t.Error("it takes a message of another tenure")
 	}
 }
+
+// A replica whose directory was put back does not know that it held office in this view already. Seen to fail with a Core that
+// does not look at the floor.
+func TestReplicaBelowTheFloorDoesNotTakeOffice(t *testing.T) {
+	for _, tc := range []struct {
+		floor viewsvc.Floor
+		want  State
+	}{
+		{viewsvc.Floor{}, StateOpening},
+		{viewsvc.Floor{Tenure: 2, LSN: 10}, StateOpening},
+		{viewsvc.Floor{Tenure: 2, LSN: 11}, StateRecovering},
+		{viewsvc.Floor{Tenure: 3, LSN: 10}, StateRecovering},
+	} {
+		c := NewCore(Config{Self: "a", Volume: "v"}, Start{View: testView(2, 2, "b", "a"), End: 10, Commit: 5})
+		c.SetFloor(tc.floor)
+		c.Observe(testView(3, 3, "a", "b"))
+		if c.State() != tc.want {
+			t.Errorf("floor %+v: %v, want %v", tc.floor, c.State(), tc.want)
+		}
+	}
+}

@@ -24,7 +24,8 @@
 //	opening     primary of a new tenure; clients refused              opening (another tenure), open, backup, learner
 //	held        as recovering; may lack something (Suspects)          held (another tenure), opening, backup, learner, recovering
 //	open        primary; serves clients                               opening (another tenure), backup, learner
-//	recovering  primary of a tenure that this process did not begin   recovering, opening, held (a new tenure), backup, learner
+//	recovering  primary of a tenure that it did not begin, or lacks   recovering, opening, held (a new tenure), backup, learner
+//	            what was acknowledged (the floor)
 //	poisoned    its storage failed; does nothing any more             (none)
 //
 // Every role can become poisoned. A replica begins as recovering, backup or learner, by the view that it has stored.
@@ -166,7 +167,7 @@
 //
 //	I1  View numbers only grow, on disk, before the first act in the view.            Core.adopt; Replica.settle (EffectSaveView)
 //	I2  primary(n+1) ∈ members(n); members(n+1) ⊆ members(n) ∪ {proposed by primary(n)}.   viewsvc
-//	I3  One writer per epoch.                                                         Core.adopt: who did not begin a tenure is recovering in it
+//	I3  One writer per epoch.                                                         Core.adopt: who did not begin a tenure, or may have forgotten that he did, is recovering in it
 //	I4  Equal (epoch, LSN) ⇒ equal content and prefix.                                wal: every frame names the sum of the one before
 //	I5  commit ≤ durable at every member (mode always).                               Core.advance: the minimum over R; the walks, the simulator
 //	I6  applied ≤ commit.                                                             blockdev.Store (W1); Core.CutTo

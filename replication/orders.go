@@ -75,6 +75,7 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 			s.retry.Ring()
 		}
 	}
+	r.core.SetFloor(o.Floor)
 	r.core.Observe(o.View)
 	r.core.Recruits(o.Recruit)
 	for _, p := range o.Peers {

@@ -209,6 +209,7 @@ func (m *Monitor) takeReports(n *nodeWatch, reports []ReplicaReport) {
 		if _, known := v.Replicas[r.Replica]; known || len(w.latest) < maxReplicas {
 			w.latest[r.Replica] = r
 			m.noteHealth(w, r)
+			m.noteFloor(v, w, r.Replica)
 		}
 		if r.View > w.highest {
 			w.highest, w.highestBy = r.View, r.Replica

@@ -27,6 +27,7 @@
 //	claim.go               exclusive attachments: the part of the state that keeps a disk from being mounted twice
 //	forget.go              nodes that are gone for good
 //	drop.go                copies that nobody needs
+//	floor.go               what every member has for certain, so that one that forgot is known
 //	snapshot.go            its form on disk, versioned JSON
 //	monitor.go, detector.go, health.go, probe.go, plan.go, orders.go, operator.go, status.go
 //	                       the leader's soft state and its decisions; pure: Monitor takes pings, ticks and the
@@ -63,6 +64,8 @@
 //
 //	V11 A volume's size only grows: to what an operator wants (Resize notes that), when a primary says that it serves that
 //	    much (Grown; resize.go).
+//
+//	V12 A volume's floor is raised in the tenure that it speaks of, and only grows, until an operator forces.
 //
 // It follows that no view has the members and roles of the one before, Resume excepted. Rejections are a
 // *ConflictError for an old Expect, else a *RuleError that names the rule.
@@ -115,6 +118,10 @@
 // resumes. Both wait shortly for members that this leader has not heard of yet. With no living member nothing
 // moves. A dead backup is removed by the primary, not by the service: only the primary knows what it has
 // acknowledged.
+//
+// A member below the floor (floor.go) has lost what it acknowledged: its directory is an old one that was put back, or its
+// disk did not keep what it called stable. It is neither promoted nor resumed, and one that is primary is replaced; it
+// comes back as a learner. If no other member lives the volume waits for one, or for an operator's force.
 //
 // A member is a suspect when it may have lost acknowledged writes (sync mode flush, its machine went down) and nobody who
 // lost nothing has brought it up to date since. While a member that is none may come back, no suspect is promoted: the

@@ -16,6 +16,7 @@ const (
 	EventClaim         EventKind = "claim"          // who has a volume for itself changed: Volume, Text
 	EventVolumeRefused EventKind = "volume_refused" // V9: Volume
 	EventAwaited       EventKind = "awaited"        // no suspect is promoted before a member is back: Volume, Node, Replica
+	EventBelow         EventKind = "below"          // a member has lost acknowledged writes: Volume, Node, Replica
 	EventUnknownVolume EventKind = "unknown_volume" // a node holds a copy of a volume that never was: Node, Volume
 	EventNodeAlive     EventKind = "node_alive"     // Node
 	EventNodeRestarted EventKind = "node_restarted" // a new process pings: Node

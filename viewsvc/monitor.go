@@ -15,6 +15,7 @@ type MonitorOptions struct {
 	RecruitAfter uint64
 	HandoverWait uint64
 	WellAfter    uint64
+	FloorEvery   uint64 // how often floors are raised, a multiple of TDead
 	SettleEvery  uint64 // how often every volume is looked at, whatever happens
 	BackoffMin   uint64 // before a failed command is repeated; doubles
 	BackoffMax   uint64
@@ -83,6 +84,10 @@ type volumeWatch struct {
 	// awaited is the member without which no other is promoted: all that live may have lost writes that it has.
 	awaited ReplicaID
 
+	said   Floor              // what the primary said in the last round of raising floors
+	below  map[ReplicaID]bool // members that were told of to be below the floor
+	forgot ReplicaID          // a member that does not serve because it is
+
 	// asked is when the living backups were asked whether they are what they said last, 0 while the primary is in order: a
 	// number of the Monitor's.
 	asked uint64
@@ -150,6 +155,9 @@ func (m *Monitor) Tick(late bool) {
 		m.graceFrom = m.now
 		m.event(Event{Kind: EventPaused, Text: "this server did not run for a while; nobody is called dead for a full grace period"})
 	}
+	if m.now%m.opt.TDead == 0 {
+		m.raiseFloors(m.now%m.opt.FloorEvery == 0)
+	}
 	if m.detectSilence() || m.now%m.opt.SettleEvery == 0 {
 		m.settleAll()
 	}
@@ -185,7 +193,7 @@ func (m *Monitor) Changed(c Command, r Result) {
 		m.event(Event{Kind: EventVolumeGrown, Volume: r.Volume, Text: fmt.Sprintf("from %d to %d bytes", r.Size, c.Size)})
 	case OpDrop:
 		m.event(Event{Kind: EventCopyDropped, Volume: r.Volume, Node: c.Node.ID})
-	case OpInit, OpAssign, OpUnassign:
+	case OpInit, OpAssign, OpUnassign, OpFloors:
 	}
 	if r.Gone {
 		m.event(Event{Kind: EventVolumeGone, Volume: r.Volume})
@@ -245,7 +253,8 @@ func (m *Monitor) number() uint64 {
 func (m *Monitor) volume(id VolumeID) *volumeWatch {
 	w := m.volumes[id]
 	if w == nil {
-		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}, lacking: map[NodeID]*timer{}, sick: map[ReplicaID]*sickness{}}
+		w = &volumeWatch{latest: map[ReplicaID]ReplicaReport{}, lacking: map[NodeID]*timer{}, sick: map[ReplicaID]*sickness{},
+			below: map[ReplicaID]bool{}}
 		m.volumes[id] = w
 	}
 	return w
@@ -317,6 +326,9 @@ func (m *Monitor) problem(v *volumeState, w *volumeWatch) string {
 		return fmt.Sprintf("the members that live may have lost writes that were not flushed, the one on node %s may have them: "+
 			"start it again; if it is gone for good: lockstep volume force %s --to NODE",
 			v.Replicas[w.awaited], v.Volume.Name)
+	case w.forgot != "":
+		return fmt.Sprintf("%s; start a member that has the rest, or put its directory back; to accept the loss: lockstep volume force %s --to %s",
+			m.belowText(v, w.forgot), v.Volume.Name, v.Replicas[w.forgot])
 	}
 	return ""
 }

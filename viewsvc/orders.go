@@ -81,7 +81,7 @@ func (m *Monitor) perhapsAlive(v *volumeState, r ReplicaID) bool {
 
 // ordersFor is what a node is to know and do about a volume.
 func (m *Monitor) ordersFor(v *volumeState, w *volumeWatch, a Assignment, peers []Peer) VolumeOrders {
-	o := VolumeOrders{Volume: v.Volume, Replica: a.Replica, View: v.View, Peers: peers, Delete: v.Deleting || a.Dropping}
+	o := VolumeOrders{Volume: v.Volume, Replica: a.Replica, View: v.View, Peers: peers, Floor: v.Floor, Delete: v.Deleting || a.Dropping}
 	if c := w.check; c != nil && a.Replica != "" && (a.Replica == v.View.Primary || c.Scrub) {
 		o.Check = c
 	}

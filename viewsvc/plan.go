@@ -64,7 +64,7 @@ func (m *Monitor) planFirst(v *volumeState, w *volumeWatch) *Proposal {
 // planPrimary replaces or resumes a primary that does not serve any more.
 func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 	awaited := w.awaited
-	w.awaited = ""
+	w.awaited, w.forgot = "", ""
 	why, restarted := m.primaryTrouble(v, w)
 	waited := w.trouble.held(m.now, why != "")
 	if why == "" {
@@ -94,6 +94,7 @@ func (m *Monitor) planPrimary(v *volumeState, w *volumeWatch) *Proposal {
 		}
 		p.Kind, p.Primary, p.Backups = KindPromote, living[0], living[1:]
 	default:
+		w.forgot = m.allBelow(v)
 		return nil // nobody is left who may serve
 	}
 	if w.awaited = m.awaitedMember(v, p.Primary); w.awaited != "" {
@@ -162,6 +163,8 @@ func (m *Monitor) primaryTrouble(v *volumeState, w *volumeWatch) (why string, re
 		return fmt.Sprintf("node %s %s", node, m.nodes[node].gone), false
 	case reported && rep.Role == RolePoisoned:
 		return fmt.Sprintf("the storage of node %s failed: %s", node, rep.Error), false
+	case reported && m.below(v, v.View.Primary):
+		return fmt.Sprintf("the copy on node %s lacks what was acknowledged", node), false
 	case reported && rep.Role == RoleRecovering && rep.View >= v.View.Tenure:
 		// One that restarted before it heard of this tenure never acted in it: it takes office as it is.
 		return fmt.Sprintf("node %s restarted", node), true
@@ -197,12 +200,12 @@ const hangs = "the disk of the primary hangs"
 // isFull is the trouble of a primary that has no room for more writes.
 const isFull = "the disk of the primary is full"
 
-// livingBackups are the members besides the primary that can serve, the best first: those that cannot have lost
+// livingBackups are the members besides the primary that can serve, lacking nothing that is known of, the best first: those that cannot have lost
 // acknowledged writes, then those whose disks work and have room, then the longest log.
 func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	var living []ReplicaReport
 	for _, r := range v.View.Backups {
-		if m.healthy(v, r) {
+		if m.healthy(v, r) && !m.below(v, r) {
 			rep, _ := m.report(v, r)
 			living = append(living, rep)
 		}

@@ -10,7 +10,7 @@ import (
 
 // testOptions are short waits, all different, so that a test tells which one passed.
 var testOptions = MonitorOptions{
-	TDead: 20, FirstWait: 3, ResumeWait: 4, RecruitAfter: 50, HandoverWait: 30, WellAfter: 40,
+	TDead: 20, FirstWait: 3, ResumeWait: 4, RecruitAfter: 50, HandoverWait: 30, WellAfter: 40, FloorEvery: 60,
 	SettleEvery: 1, BackoffMin: 2, BackoffMax: 16, Epoch: 7,
 }
 

@@ -87,6 +87,7 @@ func (o *ServerOptions) monitor(term uint64) MonitorOptions {
 		RecruitAfter: ticks(o.RecruitAfter),
 		HandoverWait: ticks(HandoverTimeout),
 		WellAfter:    ticks(wellAfter),
+		FloorEvery:   ticks(o.TDead) * max(uint64(floorEvery/o.TDead), 1),
 		SettleEvery:  ticks(100 * time.Millisecond),
 		BackoffMin:   ticks(100 * time.Millisecond),
 		BackoffMax:   ticks(5 * time.Second),

@@ -27,6 +27,7 @@ const (
 	OpClaim    Op = "claim"    // change who has a volume for itself
 	OpResize   Op = "resize"   // a volume is to become larger
 	OpGrown    Op = "grown"    // it has
+	OpFloors   Op = "floors"   // volumes' histories reach so far on every member
 )
 
 // Command changes the replicated state. It carries everything that a leader decided, times and random
@@ -45,6 +46,8 @@ type Command struct {
 
 	Claim *ClaimChange `json:"claim,omitempty"` // OpClaim
 	Size  uint64       `json:"size,omitempty"`  // OpResize, OpGrown
+
+	Floors map[VolumeID]Floor `json:"floors,omitempty"` // OpFloors
 }
 
 // NodeInfo is what is remembered of a node, so that a new leader can tell clients where it is.
@@ -83,6 +86,7 @@ type volumeState struct {
 	Replicas map[ReplicaID]NodeID `json:"replicas"`
 	// Tried is the newest question of the present primary that was decided (V10).
 	Tried tried `json:"tried,omitzero"`
+	Floor Floor `json:"floor,omitzero"` // what every member has; zero: nothing is known of that
 	// History ends with View.
 	// Invariant: Num grows by one from entry to entry.
 	History []HistoryEntry `json:"history"`
@@ -176,6 +180,8 @@ func (s *State) Apply(c Command) (Result, error) {
 		return s.applyResize(c)
 	case OpGrown:
 		return s.applyGrown(c)
+	case OpFloors:
+		return s.applyFloors(c)
 	}
 	return Result{}, fmt.Errorf("%w: operation %q is of a newer release; upgrade every view server", ErrInvalid, c.Op)
 }
@@ -349,6 +355,9 @@ func (s *State) applyView(c Command) (Result, error) {
 		return Result{}, err
 	}
 	v.View = next
+	if p.Kind == KindForce {
+		v.Floor = Floor{} // the operator accepts what is missing
+	}
 	reason := strings.ToValidUTF8(p.Reason[:min(len(p.Reason), maxReasonBytes)], "")
 	v.History = append(v.History, HistoryEntry{View: next, Kind: p.Kind, Reason: reason, Time: c.Time})
 	if extra := len(v.History) - MaxHistory; extra > 0 {

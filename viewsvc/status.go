@@ -22,15 +22,16 @@ func (m *Monitor) VolumeNews(name string) (uint64, error) {
 
 // VolumeStatus is what gateways and operators see of a volume.
 func (m *Monitor) VolumeStatus(name string) (VolumeStatus, error) {
-	_, w, err := m.named(name)
+	v, w, err := m.named(name)
 	if err != nil {
 		return VolumeStatus{}, err
 	}
-	return w.fullStatus(), nil
+	return w.fullStatus(v), nil
 }
 
-func (w *volumeWatch) fullStatus() VolumeStatus {
+func (w *volumeWatch) fullStatus(v *volumeState) VolumeStatus {
 	s := w.status
+	s.Floor = v.Floor
 	s.News = w.news
 	s.Reports = make([]ReplicaReport, 0, len(w.latest))
 	for _, r := range slices.Sorted(maps.Keys(w.latest)) {
@@ -43,7 +44,7 @@ func (w *volumeWatch) fullStatus() VolumeStatus {
 func (m *Monitor) ClusterStatus() ClusterStatus {
 	s := ClusterStatus{Cluster: m.state.cluster, Volumes: []VolumeStatus{}, Nodes: []NodeStatus{}}
 	for _, id := range m.state.volumeIDs() {
-		s.Volumes = append(s.Volumes, m.volume(id).fullStatus())
+		s.Volumes = append(s.Volumes, m.volume(id).fullStatus(m.state.volumes[id]))
 	}
 	slices.SortStableFunc(s.Volumes, func(a, b VolumeStatus) int {
 		return slices.Compare([]byte(a.Volume.Name), []byte(b.Volume.Name))

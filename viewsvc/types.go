@@ -176,6 +176,7 @@ type VolumeOrders struct {
 	Peers    []Peer      `json:"peers"`              // where every replica of the volume is, this one included
 	Recruit  []ReplicaID `json:"recruit,omitempty"`  // to the primary: bring these up to date and propose to add them
 	Handover ReplicaID   `json:"handover,omitempty"` // to the primary: hand the volume over to this member
+	Floor    Floor       `json:"floor,omitzero"`     // what every member has: one that has less takes no office
 	Resume   bool        `json:"resume,omitempty"`   // to a held primary: an operator accepts what was lost
 	Check    *CheckOrder `json:"check,omitempty"`
 	Delete   bool        `json:"delete,omitempty"` // the volume was deleted; so may be the copy
@@ -239,7 +240,8 @@ type VolumeStatus struct {
 	View     View            `json:"view"`
 	Peers    []Peer          `json:"peers"`
 	Reports  []ReplicaReport `json:"reports"` // latest, also of dead nodes
-	News     uint64          `json:"news"`    // grows whenever Volume, View or Peers changed
+	Floor    Floor           `json:"floor,omitzero"`
+	News     uint64          `json:"news"` // grows whenever Volume, View or Peers changed
 	Held     bool            `json:"held"`
 	Deleting bool            `json:"deleting"`
 	Problem  string          `json:"problem,omitempty"` // why the service makes no views for it, and what to do

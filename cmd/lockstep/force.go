@@ -84,8 +84,9 @@ func forcedLoss(vs viewsvc.VolumeStatus, to viewsvc.NodeID) (string, error) {
 		to, vs.View.Num, has), nil
 }
 
-// longestLog is how far the log of a view's member reaches, as far as the reports tell, and on which node.
+// longestLog is how far the log of a view's member reaches, as far as the view service knows, and on which node.
 func longestLog(vs viewsvc.VolumeStatus) (end uint64, node string) {
+	end, node = vs.Floor.LSN, "a member" // each has had that much
 	for _, r := range vs.Reports {
 		if e := max(r.Commit, r.LogEnd); vs.View.Has(r.Replica) && e > end {
 			end, node = e, nodeNames(vs.Peers)(r.Replica)

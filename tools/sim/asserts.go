@@ -37,8 +37,8 @@ func (c *cluster) acknowledged(m *machine, changed bool, taken viewsvc.ViewNum) 
 		if o == nil || o.replica == nil || o.replica.ID() != r {
 			continue
 		}
-		if other := o.replica.Report(); other.View != rep.View || other.Suspect {
-			continue // it has moved on, and may have been given another log since; or it knows that it lacks something
+		if other := o.replica.Report(); other.View != rep.View || other.Suspect || o == c.aged {
+			continue // it has moved on, and may have been given another log since; or it is known to lack something
 		}
 		has := o.store.Marks().Durable
 		if c.sync == viewsvc.SyncFlush && len(view.Backups) > 0 {

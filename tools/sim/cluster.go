@@ -54,6 +54,7 @@ type cluster struct {
 	load          bool
 	mayFailReads  bool // a block was damaged
 	damagedBlocks map[uint64]bool
+	aged          *machine    // its disk was put back, and has not caught up since
 	lostBlocks    bool        // some of which no good copy is left
 	runs          [][2]uint64 // of blocks that clients use
 	enlarges      *rand.Rand  // decides when the volume is to become larger; nil: never
@@ -100,6 +101,11 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	c.views.onView = c.checkView
 	c.views.onGrown = c.grown
 	c.views.onClaim = c.claimed
+	c.views.onBelow = func(text string) {
+		if c.aged == nil {
+			w.fail("a member that nothing was done to is below the floor: %s", text)
+		}
+	}
 	c.runs = slices.Clone(hotRuns[:])
 	if seed%growingSeeds == 0 { // the others are as they would be without
 		c.enlarges = newRand(^seed)
@@ -109,6 +115,9 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
 	}
 	c.nemesis = newNemesis(c, faults)
+	if faults == nil && seed%agingSeeds == 0 { // likewise
+		c.nemesis.add(faultPutBack, 1+c.nemesis.total/20)
+	}
 	return c
 }
 
@@ -291,7 +300,7 @@ func (c *cluster) mayLose(m *machine) bool {
 		return true
 	}
 	for _, r := range v.Members() {
-		if o := c.byReplica(r); r != mine && o != nil && !o.flipped && (o.store == nil || o.store.Err() == nil) {
+		if o := c.byReplica(r); r != mine && o != nil && !o.flipped && !c.forgetful(o) && (o.store == nil || o.store.Err() == nil) {
 			return true
 		}
 	}

@@ -42,6 +42,7 @@ const (
 	faultScrub   // likewise
 	faultStrand  // a primary is left behind with some of its clients
 	faultForce   // all members are gone, and an operator makes do with an older copy
+	faultPutBack // a machine gets a disk that it had before
 	faultCount
 )
 
@@ -50,7 +51,7 @@ var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faul
 	faultIsolate: "isolate", faultSplit: "split", faultOneWay: "oneway", faultReset: "reset", faultSlowLink: "slowlink", faultSlowDisk: "slowdisk",
 	faultDiskError: "diskerror", faultFull: "full", faultStopInIO: "stopinio", faultWipe: "wipe", faultFlip: "flip", faultHandover: "handover",
 	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock", faultGateway: "gateway", faultRestart: "restart", faultUpgrade: "upgrade",
-	faultVerify: "verify", faultScrub: "scrub", faultStrand: "strand", faultForce: "force"}
+	faultVerify: "verify", faultScrub: "scrub", faultStrand: "strand", faultForce: "force", faultPutBack: "putback"}
 
 // parseFaults reads a list of names.
 func parseFaults(list string) ([]fault, error) {
@@ -198,6 +199,8 @@ func (n *nemesis) do(f fault, m *machine) {
 		if c.operator {
 			n.outdate(m)
 		}
+	case faultPutBack:
+		n.putBack(m)
 	case faultCount:
 	}
 }

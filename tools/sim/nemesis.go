@@ -30,7 +30,7 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 		faultSlowLink: 3, faultSlowDisk: 3, faultDiskError: 1, faultFull: 1, faultStopInIO: 3, faultWipe: 2, faultFlip: 1, faultHandover: 3, faultLeader: 2,
 		faultViewServer: 2, faultClock: 2, faultGateway: 2, faultRestart: 3, faultUpgrade: 1, faultVerify: 1, faultScrub: 1,
 		faultStrand: 1, faultForce: 1}
-	for i, x := range usual {
+	for i, x := range usual[:faultPutBack] {
 		switch w.rng.IntN(4) {
 		case 0:
 			x *= 5
@@ -42,12 +42,19 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 				x = 1 + w.rng.IntN(4)
 			}
 		}
-		n.weights[i] = x
-		n.total += x
+		n.add(fault(i), x)
+	}
+	if slices.Contains(only, faultPutBack) {
+		n.add(faultPutBack, 1+w.rng.IntN(4))
 	}
 	n.spite = []int{0, 12, 4}[w.rng.IntN(3)]
 	n.pace = []time.Duration{60, 200, 600, 1500}[w.rng.IntN(4)] * time.Millisecond
 	return n
+}
+
+func (n *nemesis) add(f fault, weight int) {
+	n.weights[f] = weight
+	n.total += weight
 }
 
 func (n *nemesis) begin() {

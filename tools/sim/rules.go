@@ -25,6 +25,8 @@ import "lockstep/tools/mutant"
 //     all but always. (noeviction in package mutant)
 //   - The bytes of a client that is gone are given free at once (G5), while its session is fenced all the same. (noghosts in
 //     package mutant)
+//   - A primary that forgot its tenure begins it again: for that no replica may have been added to its view since, and it has to
+//     be below the floor already, which 2000 seeds did not show. (TestReplicaBelowTheFloorDoesNotTakeOffice)
 //   - A session attaches with an older generation (R3): a gateway sends nothing before it was let in, and what an older
 //     connection carries is fenced. (oldgeneration in package mutant)
 var rules = []rule{
@@ -36,7 +38,7 @@ var rules = []rule{
 		{"replication/follow.go", "if err := f.storage(r.syncStore()); err != nil {", "if err := f.storage(r.syncStore()); " + mutant.Off("ackearly") + " && err != nil {"},
 		{"replication/replica.go", "	began := r.rt.Now()\n	err := r.store.Sync()\n", "	if " + mutant.On("ackearly") + " && r.core.State() == StateBackup {\n return nil\n }\n	began := r.rt.Now()\n	err := r.store.Sync()\n"}}},
 	{"promoteany", "kill,wipe,isolate", 1, []edit{ // the view service promotes a replica that is no member
-		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && r != v.View.Primary && (v.View.Has(r) || " + mutant.On("promoteany") + ") {\n			rep, _"},
+		{"viewsvc/plan.go", "for _, r := range v.View.Backups {\n		if m.healthy(v, r) && !m.below(v, r) {\n			rep, _", "for r := range v.Replicas {\n		if m.healthy(v, r) && !m.below(v, r) && r != v.View.Primary && (v.View.Has(r) || " + mutant.On("promoteany") + ") {\n			rep, _"},
 		{"viewsvc/rules.go", "		if !cur.Has(r) {\n			return ruleErrorf(rule", "		if !cur.Has(r) && " + mutant.Off("promoteany") + " {\n			return ruleErrorf(rule"}}},
 	{"promotesuspect", "power,kill,pause,isolate", 1, []edit{ // a suspect is promoted while a sound member may come back
 		{"viewsvc/plan.go", "m.report(v, next); !rep.Suspect {", "m.report(v, next); !rep.Suspect || " + mutant.On("promotesuspect") + " {"}}},
@@ -100,6 +102,8 @@ var rules = []rule{
 		{"replication/claim.go", "!claim.Held && r.named[claim.Owner] == nil", "!claim.Held && (r.named[claim.Owner] == nil || " + mutant.On("besideowner") + ")"}}},
 	{"crowded", "gateway,leader", 200, []edit{ // somebody is let in for himself while others are attached
 		{"replication/claim.go", "case id.Exclusive && !claim.Held:", "case id.Exclusive && !claim.Held && " + mutant.Off("crowded") + ":"}}},
+	{"promotebelow", "putback,kill", 1, []edit{ // a member that forgot what it acknowledged is promoted
+		{"viewsvc/floor.go", "	return ok && v.View.Has(r) &&", "	return " + mutant.Off("promotebelow") + " && ok && v.View.Has(r) &&"}}},
 	{"olderas", "gateway,pause,isolate", 1, []edit{ // a session of before a claim comes back
 		{"replication/claim.go", "	case !alive:\n", "	case !alive && " + mutant.Off("olderas") + ":\n"}}},
 }

@@ -47,6 +47,7 @@ const (
 	claimMade
 	attachedAlone
 	grown
+	putBack
 	sometimesCount
 )
 
@@ -91,6 +92,7 @@ var sometimesNames = [sometimesCount]string{
 	claimMade:      "claims made",
 	attachedAlone:  "client had the volume for itself",
 	grown:          "volume grown",
+	putBack:        "older disk put back",
 	leftUnread:     "client hung up with requests unread",
 	ghostFenced:    "requests of a client that is gone fenced",
 }

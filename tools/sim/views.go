@@ -20,7 +20,7 @@ const (
 const tDead = 1200 * time.Millisecond
 
 var monitorOptions = viewsvc.MonitorOptions{TDead: uint64(tDead / viewTick), FirstWait: 15, ResumeWait: 15, RecruitAfter: 150, HandoverWait: 100,
-	SettleEvery: 5, BackoffMin: 5, BackoffMax: 100}
+	SettleEvery: 5, BackoffMin: 5, BackoffMax: 100, FloorEvery: 2 * uint64(tDead/viewTick)}
 
 // views is the view service: the real replicated state and the real Monitor. Raft is abstracted to what it promises: a
 // command is committed after a while or never; its answer may be lost either way; leadership moves, and what a leader
@@ -40,6 +40,7 @@ type views struct {
 	onView  func(viewsvc.Kind, viewsvc.View)
 	onGrown func(size uint64)
 	onClaim func(viewsvc.Claim)
+	onBelow func(text string)
 
 	loss int // one reply in so many is lost
 
@@ -221,6 +222,9 @@ func (v *views) flushOffice(o *office) {
 		if e.Kind == viewsvc.EventAwaited {
 			v.w.stats.note(suspectWaited)
 		}
+		if e.Kind == viewsvc.EventBelow {
+			v.onBelow(e.Text)
+		}
 		v.w.tr("views: %v %s %s %s %v", e.Kind, e.Node, e.Text, e.Change, errText(e.Err))
 	}
 	for _, c := range out.Commands {
@@ -335,6 +339,18 @@ func (v *views) apply(c viewsvc.Command) (viewsvc.Result, error) {
 		v.flush()
 	}
 	return r, err
+}
+
+// floor is what every member has, as the leader knows.
+func (v *views) floor() viewsvc.Floor {
+	if v.lead == nil {
+		return viewsvc.Floor{}
+	}
+	s, err := v.lead.mon.VolumeStatus(volumeName)
+	if err != nil {
+		return viewsvc.Floor{}
+	}
+	return s.Floor
 }
 
 // current is the volume's newest view.
