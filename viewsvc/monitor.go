@@ -315,9 +315,15 @@ func (m *Monitor) rolledBack(v *volumeState, w *volumeWatch) bool {
 	return bad
 }
 
-// problem is what status says of a volume that no view is made for.
+// problem is what status says of a volume that no view is made for, or that is not deleted yet.
 func (m *Monitor) problem(v *volumeState, w *volumeWatch) string {
 	switch {
+	case v.Deleting:
+		for _, a := range v.Assigned {
+			if m.life(a.Node) == lifeDead {
+				return fmt.Sprintf("node %s is down and has a copy: start it again; if it is gone for good: lockstep forget %s", a.Node, a.Node)
+			}
+		}
 	case w.highest > v.View.Num:
 		return fmt.Sprintf("the view service lost state: replica %s has seen view %d of volume %s, the service only view %d; "+
 			"no view is made for it: stop the view servers and restore their data directories",

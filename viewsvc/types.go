@@ -244,7 +244,7 @@ type VolumeStatus struct {
 	News     uint64          `json:"news"` // grows whenever Volume, View or Peers changed
 	Held     bool            `json:"held"`
 	Deleting bool            `json:"deleting"`
-	Problem  string          `json:"problem,omitempty"` // why the service makes no views for it, and what to do
+	Problem  string          `json:"problem,omitempty"` // why the service makes no views for it, or it is not gone yet, and what to do
 	Troubles []Trouble       `json:"troubles,omitempty"`
 }
 

@@ -114,7 +114,9 @@ func TestVerdicts(t *testing.T) {
 		"no view": {change(healthy(), func(vs *viewsvc.VolumeStatus) { vs.View = viewsvc.View{}; vs.Peers, vs.Reports = nil, nil }),
 			"vol0 UNAVAILABLE: no view yet, its copies are being made", 2},
 		"deleting alarms nobody": {change(alone(), func(vs *viewsvc.VolumeStatus) { vs.Deleting = true }),
-			"vol0 UNAVAILABLE: it is being deleted; n2 down", 0},
+			"vol0 UNAVAILABLE: it is being deleted", 0},
+		"deleting waits": {change(alone(), func(vs *viewsvc.VolumeStatus) { vs.Deleting, vs.Problem = true, "node n2 is down" }),
+			"vol0 UNAVAILABLE: it is being deleted; node n2 is down", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			report, ok := newStatusReport(viewsvc.ClusterStatus{Volumes: []viewsvc.VolumeStatus{c.vs}}, "vol0")

@@ -63,14 +63,14 @@ func verdictLine(v volumeReport) string {
 	case stateUnavailable:
 		fmt.Fprintf(&line, ": %s", v.verdict.why)
 	}
-	if v.State != stateSafe {
+	if v.State != stateSafe && !v.verdict.deleting {
 		for _, r := range v.Replicas {
 			line.WriteString(learning(r))
 		}
 		for _, t := range v.Troubles {
 			fmt.Fprintf(&line, "; %s has no copy: %s", t.Node, t.Error)
 		}
-		if missing := v.Copies - len(v.Replicas) - len(v.Troubles); missing > 0 && v.View.Num > 0 && !v.verdict.deleting {
+		if missing := v.Copies - len(v.Replicas) - len(v.Troubles); missing > 0 && v.View.Num > 0 {
 			fmt.Fprintf(&line, "; no node has %s of the %d copies yet", choose(missing == 1, "one", fmt.Sprint(missing)), v.Copies)
 		}
 	}

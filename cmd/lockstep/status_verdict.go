@@ -57,7 +57,7 @@ func judge(vs viewsvc.VolumeStatus) verdict {
 func obstacle(vs viewsvc.VolumeStatus, live, needed int) string {
 	name := vs.Volume.Name
 	if vs.Deleting {
-		return "it is being deleted"
+		return strings.TrimSuffix("it is being deleted; "+vs.Problem, "; ")
 	}
 	if vs.View.Num == 0 {
 		return "no view yet, its copies are being made"
