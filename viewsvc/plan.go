@@ -251,7 +251,7 @@ func (m *Monitor) opening(v *volumeState, r ReplicaID) bool {
 // planCopies assigns a further node when a volume has too few: at once if fewer were assigned than it wants, or
 // after RecruitAfter if none of those that were can be recruited.
 func (m *Monitor) planCopies(v *volumeState, w *volumeWatch) {
-	short := v.View.Num > 0 && len(v.View.Members()) < v.Volume.Copies && !m.hasSpare(v)
+	short := len(v.View.Members()) < v.Volume.Copies && !m.hasSpare(v)
 	waited := w.short.held(m.now, short)
 	kept := 0
 	for _, a := range v.Assigned {
@@ -274,7 +274,7 @@ func (m *Monitor) hasSpare(v *volumeState) bool {
 		switch {
 		case v.View.Has(a.Replica), a.Dropping:
 		case a.Replica != "" && m.healthy(v, a.Replica) && !m.impaired(v, a.Replica),
-			a.Replica == "" && m.life(a.Node) == lifeAlive: // it is being formatted
+			a.Replica == "" && m.life(a.Node) == lifeAlive && m.node(a.Node).absent[v.Volume.ID] == "": // it is being formatted
 			return true
 		}
 	}

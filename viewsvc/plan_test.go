@@ -413,3 +413,23 @@ func TestStatusSaysWhomADeletedVolumeWaitsFor(t *testing.T) {
 		t.Errorf("it is there still: %+v", s)
 	}
 }
+
+// A node that cannot make its copy, because it has no room, is no reason to do with fewer, or with none. Seen to fail.
+func TestAnotherNodeIsAssignedForOneThatCannotMakeItsCopy(t *testing.T) {
+	for _, unable := range []NodeID{"n1", "n2"} {
+		r := newRig(t, "n1", "n2", "n3")
+		r.nodes[unable].Absent = []Absence{{Volume: vol, Error: "no space left on device"}}
+		r.create(2)
+		r.ticks(5)
+		other := map[NodeID]NodeID{"n1": "n2", "n2": "n1"}[unable]
+		r.want(1, other)
+		r.ticks(testOptions.RecruitAfter + 5)
+		r.recruit()
+		r.want(2, other, "n3")
+	}
+	r := newRig(t, "n1", "n2")
+	r.nodes["n1"].Absent = []Absence{{Volume: vol, Error: "no space left on device"}}
+	r.create(1)
+	r.ticks(testOptions.RecruitAfter + 8)
+	r.want(1, "n2")
+}

@@ -136,6 +136,9 @@ func (r *rig) obey(n *PingRequest, o VolumeOrders) {
 	if i < 0 && o.Replica != "" {
 		return
 	}
+	if slices.ContainsFunc(n.Absent, func(a Absence) bool { return a.Volume == o.Volume.ID && a.Error != "" }) {
+		return // it tries, and fails
+	}
 	if i < 0 {
 		n.Replicas = append(n.Replicas, ReplicaReport{Volume: o.Volume.ID, Replica: r.newReplica(n.Node), Role: RoleBlank})
 		return
