@@ -54,6 +54,7 @@ type cluster struct {
 	load          bool
 	mayFailReads  bool // a block was damaged
 	damagedBlocks map[uint64]bool
+	ages          bool        // disks are put back
 	aged          *machine    // its disk was put back, and has not caught up since
 	lostBlocks    bool        // some of which no good copy is left
 	runs          [][2]uint64 // of blocks that clients use
@@ -115,8 +116,9 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
 	}
 	c.nemesis = newNemesis(c, faults)
-	if faults == nil && seed%agingSeeds == 0 { // likewise
-		c.nemesis.add(faultPutBack, 1+c.nemesis.total/20)
+	if faults == nil && seed%agingSeeds == 0 || slices.Contains(faults, faultPutBack) { // likewise
+		c.ages = true
+		c.stormTime += agingTime
 	}
 	return c
 }

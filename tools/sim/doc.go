@@ -30,7 +30,8 @@
 // network delays, loses in one direction, partitions and resets; clocks run fast, slow and hardly at all; view servers
 // stop, leadership moves, and old leaders do not notice; a primary is left behind with some of its clients in the very
 // moment in which it is replaced (strand.go); nodes are upgraded, and for a while do not understand each other;
-// volumes are handed over, verified and scrubbed. In each run a few kinds are common and others do not happen.
+// volumes are handed over, verified and scrubbed; in some runs machines get disks that they had before (putback.go). In each
+// run a few kinds are common and others do not happen.
 //
 // operator.go: in half of the runs there is an operator, who resumes a volume that is held and forces an old copy to be
 // primary when all members are gone. Only then may what was acknowledged be lost; without him, faults that lead there

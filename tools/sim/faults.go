@@ -199,9 +199,7 @@ func (n *nemesis) do(f fault, m *machine) {
 		if c.operator {
 			n.outdate(m)
 		}
-	case faultPutBack:
-		n.putBack(m)
-	case faultCount:
+	case faultPutBack, faultCount: // age sees to the former
 	}
 }
 

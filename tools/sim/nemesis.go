@@ -42,24 +42,20 @@ func newNemesis(c *cluster, only []fault) *nemesis {
 				x = 1 + w.rng.IntN(4)
 			}
 		}
-		n.add(fault(i), x)
-	}
-	if slices.Contains(only, faultPutBack) {
-		n.add(faultPutBack, 1+w.rng.IntN(4))
+		n.weights[i] = x
+		n.total += x
 	}
 	n.spite = []int{0, 12, 4}[w.rng.IntN(3)]
 	n.pace = []time.Duration{60, 200, 600, 1500}[w.rng.IntN(4)] * time.Millisecond
 	return n
 }
 
-func (n *nemesis) add(f fault, weight int) {
-	n.weights[f] = weight
-	n.total += weight
-}
-
 func (n *nemesis) begin() {
 	if n.total > 0 {
 		n.next()
+	}
+	if n.c.ages {
+		n.age()
 	}
 }
 
