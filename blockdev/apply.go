@@ -28,6 +28,10 @@ type batch struct {
 	ops    []applyOp
 	keys   []uint64 // block << opBits | index into ops
 	gather []byte
+
+	// done is the last record that is in the image. A batch that was refused (full.go) goes on behind it: blocks that it
+	// has brought their newest version have no entry any more that would hide an older one.
+	done wal.LSN
 }
 
 // applyOp is one block's new version. Invariant: len(ops) ≤ maxOps + MaxFrameBlocks < 1<<opBits.
@@ -76,6 +80,9 @@ func (s *Store) applyBatch() (bool, error) {
 		return false, err
 	}
 	for _, info := range frames {
+		if info.last <= b.done {
+			continue
+		}
 		at := int(info.at-first.at) * BlockSize
 		f, err := wal.ParseFrame(buf[at : int(info.end-first.at)*BlockSize])
 		if err != nil || f.First() != info.first || f.Sum() != info.sum {
@@ -87,7 +94,7 @@ func (s *Store) applyBatch() (bool, error) {
 			return false, err
 		}
 	}
-	if err := s.flushOps(buf); err != nil {
+	if err := s.flushOps(buf, last.last); err != nil {
 		return false, err
 	}
 	if len(b.buf) > applyBatchBytes {
@@ -132,6 +139,9 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 	for i := range f.Records() {
 		r, _, sums := f.Record(i)
 		lsn := info.first + wal.LSN(i)
+		if lsn <= b.done {
+			continue
+		}
 		switch r.Kind {
 		case wal.KindView, wal.KindAttach:
 			continue
@@ -148,12 +158,13 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 		case wal.KindZero, wal.KindTrim:
 			sum := zeroSum(r)
 			if r.Count > maxZeroEntries {
-				if err := s.flushOps(buf); err != nil {
+				if err := s.flushOps(buf, lsn-1); err != nil {
 					return err
 				}
 				if err := s.applyZero(zeroExtent{r.Block, r.Block + uint64(r.Count), lsn, sum}); err != nil {
 					return err
 				}
+				b.done = lsn
 				continue
 			}
 			for k := range uint64(r.Count) {
@@ -161,7 +172,7 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 			}
 		}
 		if len(b.ops) >= maxOps {
-			if err := s.flushOps(buf); err != nil {
+			if err := s.flushOps(buf, lsn); err != nil {
 				return err
 			}
 		}
@@ -185,7 +196,7 @@ func (s *Store) applyZero(e zeroExtent) error {
 func (s *Store) zeroImage(block, count uint64, sum uint32) error {
 	if sum == sumHole {
 		if err := s.image.PunchHole(int64(block)*BlockSize, int64(count)*BlockSize); err != nil {
-			return fmt.Errorf("punch image: %w", err)
+			return fmt.Errorf("punch image: %w", noSpace(err))
 		}
 		return nil
 	}
@@ -201,12 +212,10 @@ func (s *Store) zeroImage(block, count uint64, sum uint32) error {
 	return nil
 }
 
-// flushOps writes the collected blocks: data, then sums, then the page table lets go of them (B2).
-func (s *Store) flushOps(buf []byte) error {
+// flushOps writes the collected blocks, all that the records up to upTo leave to be done: data, then sums, then the page
+// table lets go of them (B2).
+func (s *Store) flushOps(buf []byte, upTo wal.LSN) error {
 	b := &s.batch
-	if len(b.ops) == 0 {
-		return nil
-	}
 	b.keys = b.keys[:0]
 	for i, op := range b.ops {
 		b.keys = append(b.keys, op.block<<opBits|uint64(i))
@@ -248,6 +257,7 @@ func (s *Store) flushOps(buf []byte) error {
 		s.table.clear(op.block, op.loc)
 	}
 	b.ops = b.ops[:0]
+	b.done = max(b.done, upTo)
 	return nil
 }
 

@@ -30,7 +30,8 @@ func (s *Store) readLog(buf []byte, at wal.Pos) error {
 
 // applyBroken applies a frame that cannot be read as one. at is where it is in buf. applyMu is held.
 func (s *Store) applyBroken(info frameInfo, buf []byte, at int) error {
-	if err := s.flushOps(buf); err != nil { // what came before
+	before := info.first - 1
+	if err := s.flushOps(buf, before); err != nil {
 		return err
 	}
 	b := &s.batch
@@ -52,12 +53,12 @@ func (s *Store) applyBroken(info frameInfo, buf []byte, at int) error {
 			lost = append(lost, e)
 		}
 		if len(b.ops) >= maxOps {
-			if err := s.flushOps(buf); err != nil {
+			if err := s.flushOps(buf, before); err != nil {
 				return err
 			}
 		}
 	}
-	if err := s.flushOps(buf); err != nil {
+	if err := s.flushOps(buf, before); err != nil {
 		return err
 	}
 	for _, e := range extents {
@@ -71,6 +72,7 @@ func (s *Store) applyBroken(info frameInfo, buf []byte, at int) error {
 		}
 		s.table.clear(e.block, e.loc)
 	}
+	b.done = info.last
 	s.emit(EventBrokenFrame{First: info.first, Last: info.last, Blocks: len(entries), Lost: len(lost)})
 	s.hurry = true // until the checkpoint is beyond the frame, recovery would stumble over it
 	return nil

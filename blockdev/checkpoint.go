@@ -77,6 +77,7 @@ func (s *Store) checkpoint(change func(*meta)) error {
 	s.log.Checkpointed(wal.Start{LSN: at.LSN, Pos: at.Pos, Chain: at.Chain})
 	s.checkpointPos.Store(uint64(at.Pos))
 	s.hurry = false
+	s.diskFull.Store(false)
 	s.checkpointed.Store(uint64(at.LSN))
 	s.emit(EventCheckpoint{LSN: at.LSN, Took: s.o.Now().Sub(began)})
 	if s.wantRoom.Swap(false) && s.o.OnRoom != nil {

@@ -12,7 +12,8 @@ import (
 	"lockstep/wal/vfs/memfs"
 )
 
-// limited is a file that takes so many writes more, and then has no space.
+// limited is a file that takes so many writes and holes more, and then has no space: a hole can need some, too, where it
+// splits an extent.
 type limited struct {
 	vfs.File
 	left *int
@@ -23,6 +24,13 @@ func (f limited) WriteAt(b []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("write: %w", syscall.ENOSPC)
 	}
 	return f.File.WriteAt(b, off)
+}
+
+func (f limited) PunchHole(off, n int64) error {
+	if *f.left--; *f.left < 0 {
+		return fmt.Errorf("punch: %w", syscall.ENOSPC)
+	}
+	return f.File.PunchHole(off, n)
 }
 
 func (r *rig) limit(left *int) {
@@ -75,6 +83,68 @@ func TestFullDiskIsWaitedFor(t *testing.T) {
 			r.check(r.checkMemory(1))
 		})
 	}
+}
+
+// A batch that was refused halfway is tried again, and may be refused earlier then: what it had brought into the image is
+// not overwritten with older versions, which nothing but the image would tell from the newest.
+func TestRefusedBatchGoesOnWhereItWas(t *testing.T) {
+	const long = maxZeroEntries + 1 // blocks of a TRIM that is applied by itself
+	for first := range 12 {
+		for second := range first {
+			t.Run(fmt.Sprint(first, second), func(t *testing.T) {
+				r := newRig(t, memfs.New(), "replica", StoreOptions{Manual: true})
+				left := first
+				r.limit(&left)
+				r.put(write(3, 1), write(600, 1))
+				r.put(trim(500, long), write(3, 1))
+				r.put(trim(1000, long), write(3, 2), write(7, 1))
+				r.put(trim(1500, long), write(900, 1))
+				r.put(write(901, 1)) // it carries the commit point of all before
+				for _, left = range []int{first, second, 1000} {
+					r.steps()
+					r.verify()
+				}
+				r.check(r.s.Close())
+				r.open()
+				r.verify()
+			})
+		}
+	}
+}
+
+// Everything is applied, and the checkpoint was refused: when that succeeds there is nothing more to wait for space.
+func TestDiskIsNotFullAfterACheckpoint(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	left := 1 // for the image, and none for the sums
+	r.limit(&left)
+	r.put(write(3, 1))
+	r.steps()
+	if !r.s.DiskFull() || r.s.Marks().Applied != r.end() {
+		t.Fatalf("not what is to be tested: %+v", r.s.Marks())
+	}
+	left = 1000
+	r.steps()
+	if r.s.DiskFull() {
+		t.Error("there is space again, and nobody says so")
+	}
+}
+
+// A repair that is refused for want of space leaves the block as bad as it was, and the store as good.
+func TestRefusedRepairMayBeTriedAgain(t *testing.T) {
+	r := osRig(t, StoreOptions{Manual: true})
+	r.put(write(3, 1))
+	r.check(r.s.Checkpoint())
+	good := make([]byte, BlockSize)
+	r.check(r.s.Read(3, good))
+	r.check(r.s.image.write(make([]byte, BlockSize), 3*BlockSize))
+	left := 0
+	r.limit(&left)
+	if err := r.s.Repair(3, good, r.end()); !errors.Is(err, syscall.ENOSPC) || r.s.Err() != nil {
+		t.Fatalf("repair: %v, store: %v", err, r.s.Err())
+	}
+	left = 1000
+	r.check(r.s.Repair(3, good, r.end()))
+	r.verify()
 }
 
 // When the log is as good as full, too, the replica says so, with some of the log to spare. It takes no harm, and goes on when

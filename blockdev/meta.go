@@ -61,7 +61,7 @@ type meta struct {
 	Checkpoint  checkpoint
 	Commit      wal.LSN
 	CleanEnd    wal.LSN // end of the log at a clean stop, all of it stable; else 0
-	Sessions    uint64  // generation of the session table that belongs to the checkpoint (B8)
+	Sessions    uint64  // generation of the session table that belongs to the checkpoint (B10)
 	Growing     uint64  // files may be long enough for that size, larger than ID.Size; else 0
 	BootID      string
 	Epochs      EpochIndex

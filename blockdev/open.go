@@ -92,6 +92,7 @@ func (s *Store) open() error {
 // setMarks makes c the point up to which everything is applied and committed.
 func (s *Store) setMarks(c checkpoint) {
 	s.appliedAt = c
+	s.batch.done = c.LSN
 	s.checkpointPos.Store(uint64(c.Pos))
 	for _, mark := range []*atomic.Uint64{&s.committed, &s.recorded, &s.applied, &s.checkpointed} {
 		mark.Store(uint64(c.LSN))

@@ -68,8 +68,8 @@ func (s *Store) repairImage(block uint64, data []byte, sum uint32, asOf wal.LSN)
 	if err == nil {
 		err = s.syncImage()
 	}
-	if err != nil {
+	if err != nil && !isRefused(err) { // for want of space the block stays as bad as it was
 		return s.poison(err)
 	}
-	return nil
+	return err
 }

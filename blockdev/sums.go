@@ -256,7 +256,7 @@ func (t *sumTable) fill(block, count uint64, sum uint32) error {
 	}
 	t.drops++ // also for pages being loaded just now
 	if err := t.f.PunchHole(int64(from)*pageSize, int64(to-from)*pageSize); err != nil {
-		return fmt.Errorf("punch checksums: %w", err)
+		return fmt.Errorf("punch checksums: %w", noSpace(err))
 	}
 	return nil
 }
