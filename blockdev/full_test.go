@@ -95,11 +95,10 @@ func TestRefusedBatchGoesOnWhereItWas(t *testing.T) {
 				r := newRig(t, memfs.New(), "replica", StoreOptions{Manual: true})
 				left := first
 				r.limit(&left)
-				r.put(write(3, 1), write(600, 1))
-				r.put(trim(500, long), write(3, 1))
-				r.put(trim(1000, long), write(3, 2), write(7, 1))
-				r.put(trim(1500, long), write(900, 1))
-				r.put(write(901, 1)) // it carries the commit point of all before
+				r.put(write(3, 1), write(600, 1), trim(500, long), write(3, 1), trim(800, long), write(900, 1))
+				r.put(write(3, 2), write(7, 1))
+				r.put(trim(sumsPerPage, sumsPerPage), write(901, 1)) // a page of sums is punched
+				r.put(write(902, 1))                                 // it carries the commit point of all before
 				for _, left = range []int{first, second, 1000} {
 					r.steps()
 					r.verify()
