@@ -77,7 +77,7 @@ func TestLostBlockIsCorruptInTheCopyAndNothingElse(t *testing.T) {
 			_, err = f.WriteAt([]byte("rotten"), 8*BlockSize)
 			r.check(err)
 
-			r.check(l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs(), nil))
+			r.check(l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs()))
 			var img RegionImage
 			var lost BlockMask
 			_, err = r.s.ReadRegion(0, WholeRegion, lost, &img)
@@ -89,7 +89,7 @@ func TestLostBlockIsCorruptInTheCopyAndNothingElse(t *testing.T) {
 			asOf, err := r.s.ReadRegion(0, WholeRegion, lost, &img)
 			r.check(err)
 			r.check(l.s.WriteRegion(0, &img, asOf))
-			r.check(l.s.EndCopy(nil))
+			r.check(l.s.EndCopy())
 			got := make([]byte, BlockSize)
 			for b := range uint64(RegionBlocks) {
 				err := l.s.Read(b, got)
@@ -119,7 +119,7 @@ func TestRegionOlderThanWhatIsAppliedIsRefused(t *testing.T) {
 	r := newRig(t, memfs.New(), "src", StoreOptions{Manual: true})
 	l := newRig(t, memfs.New(), "dst", StoreOptions{Manual: true})
 	r.put(write(0, 2))
-	r.check(l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs(), nil))
+	r.check(l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs()))
 	var img RegionImage
 	asOf, err := r.s.ReadRegion(0, WholeRegion, BlockMask{}, &img)
 	r.check(err)
@@ -135,7 +135,7 @@ func TestRegionOlderThanWhatIsAppliedIsRefused(t *testing.T) {
 	asOf, err = r.s.ReadRegion(0, WholeRegion, BlockMask{}, &img)
 	r.check(err)
 	r.check(l.s.WriteRegion(0, &img, asOf))
-	r.check(l.s.EndCopy(nil))
+	r.check(l.s.EndCopy())
 	l.hist, l.ends = r.hist, r.ends
 	l.verify()
 }

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -162,11 +163,10 @@ func (s *Store) readLost(region, i int, dst *RegionImage) error {
 //
 // What was committed is in the image before that: it is then what it was at Marks().Committed, and only regions that
 // changed since, here or at the source, need be copied. Copying() stays true, over restarts, until EndCopy.
-func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex, protocol []byte) error {
+func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex) error {
 	epochs = slices.Clone(epochs.upTo(to))
-	protocol = slices.Clone(protocol)
-	if !epochs.valid() || len(protocol) > MaxProtocolBytes {
-		return fmt.Errorf("blockdev: begin copy: bad epoch index or protocol state of %d bytes", len(protocol))
+	if !epochs.valid() {
+		return errors.New("blockdev: begin copy: bad epoch index")
 	}
 	if err := s.Sync(); err != nil {
 		return err
@@ -187,7 +187,7 @@ func (s *Store) BeginCopy(to wal.LSN, chain uint32, epochs EpochIndex, protocol 
 	}
 	err := s.saveMeta(func(m *meta) {
 		m.Flags |= flagCopying | flagBlank
-		m.Checkpoint, m.Commit, m.Epochs, m.Protocol = begin, to, epochs, protocol
+		m.Checkpoint, m.Commit, m.Epochs = begin, to, epochs
 	})
 	if err != nil {
 		return err
@@ -273,13 +273,8 @@ func (s *Store) writeRegion(first uint64, img *RegionImage) error {
 }
 
 // EndCopy makes the replica whole: everything copied, and the log, applied beyond the newest copied region, is
-// stable, and only then Copying() becomes false, together with the new protocol state. ErrCopyBehind if the log
-// has not got that far.
-func (s *Store) EndCopy(protocol []byte) error {
-	protocol = slices.Clone(protocol)
-	if len(protocol) > MaxProtocolBytes {
-		return fmt.Errorf("blockdev: protocol state of %d bytes exceeds %d", len(protocol), MaxProtocolBytes)
-	}
+// stable, and only then Copying() becomes false. ErrCopyBehind if the log has not got that far.
+func (s *Store) EndCopy() error {
 	if !s.Copying() {
 		return ErrNotCopying
 	}
@@ -287,12 +282,9 @@ func (s *Store) EndCopy(protocol []byte) error {
 		return fmt.Errorf("%w: regions up to %d, committed %d", ErrCopyBehind, need, have)
 	}
 	if s.o.broken.has(copyDoneEarly) {
-		if err := s.saveMeta(func(m *meta) { m.Flags &^= flagCopying; m.Protocol = protocol }); err != nil {
+		if err := s.saveMeta(func(m *meta) { m.Flags &^= flagCopying }); err != nil {
 			return err
 		}
 	}
-	return s.settle(func(m *meta) {
-		m.Flags &^= flagCopying
-		m.Protocol = protocol
-	})
+	return s.settle(func(m *meta) { m.Flags &^= flagCopying })
 }

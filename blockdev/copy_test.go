@@ -66,7 +66,7 @@ func TestCopyWhileWritesGoOnConverges(t *testing.T) {
 		copied := 0
 		again := rnd.IntN(2) == 0
 		for {
-			if err := l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs(), []byte("learner")); err != nil {
+			if err := l.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs()); err != nil {
 				t.Fatal(err)
 			}
 			var img RegionImage
@@ -93,7 +93,7 @@ func TestCopyWhileWritesGoOnConverges(t *testing.T) {
 					r.check(err)
 				}
 				if asOf > l.s.Marks().Committed {
-					if err := l.s.EndCopy(nil); !errors.Is(err, ErrCopyBehind) {
+					if err := l.s.EndCopy(); !errors.Is(err, ErrCopyBehind) {
 						t.Fatalf("copy ended too early: %v", err)
 					}
 				}
@@ -106,7 +106,7 @@ func TestCopyWhileWritesGoOnConverges(t *testing.T) {
 			disk = disk.Crash(memfs.Random(seed, 0.5))
 			l.o.FS = disk
 			l.open()
-			if !l.s.Copying() || string(l.s.Protocol()) != "learner" {
+			if !l.s.Copying() {
 				t.Fatal("a crash ended the copy")
 			}
 			if _, err := l.s.ReadRegion(0, WholeRegion, BlockMask{}, &img); !errors.Is(err, ErrCopying) {
@@ -114,13 +114,13 @@ func TestCopyWhileWritesGoOnConverges(t *testing.T) {
 			}
 		}
 		ship(t, r.s, l.s)
-		r.check(l.s.EndCopy([]byte("backup")))
+		r.check(l.s.EndCopy())
 		ship(t, r.s, l.s)
 		// What is stable must be enough.
 		l.s.Abandon()
 		l.o.FS = disk.Crash(memfs.None)
 		l.open()
-		if l.s.Copying() || string(l.s.Protocol()) != "backup" {
+		if l.s.Copying() {
 			t.Fatal("copy did not end")
 		}
 		l.s.Commit(r.end())
@@ -179,7 +179,7 @@ func beginCopyIsAtomic(t *testing.T, to wal.LSN, epochs EpochIndex) {
 			r.put(write(1, 20))
 		}
 		fsys.StopAt(fsys.Ops() + n)
-		err := r.s.BeginCopy(to, 77, epochs, []byte("new"))
+		err := r.s.BeginCopy(to, 77, epochs)
 		for i, fate := range memfs.Fates(fsys.Pending(), uint64(n)) {
 			if (testing.Short() || raceEnabled) && i > 3 {
 				break
@@ -190,7 +190,7 @@ func beginCopyIsAtomic(t *testing.T, to wal.LSN, epochs EpochIndex) {
 			m := q.s.Marks()
 			switch {
 			case q.s.Copying():
-				if m.End != to || m.Committed != to || q.s.EndSum() != 77 || string(q.s.Protocol()) != "new" {
+				if m.End != to || m.Committed != to || q.s.EndSum() != 77 {
 					t.Fatalf("stopped at %d, %s: %+v", n, fate.Name, m)
 				}
 				q.verifyRead(func(b uint64, dst []byte) error { return q.s.Read(b, dst) }, r.end())

@@ -66,7 +66,7 @@ func (a *apprentice) copy(s *Store, between func()) error {
 	if err != nil {
 		return err
 	}
-	if err := s.BeginCopy(src.Marks().Committed, src.EndSum(), src.Epochs(), []byte("copying")); err != nil {
+	if err := s.BeginCopy(src.Marks().Committed, src.EndSum(), src.Epochs()); err != nil {
 		return err
 	}
 	var img RegionImage
@@ -94,7 +94,7 @@ func (a *apprentice) copy(s *Store, between func()) error {
 			return err
 		}
 	}
-	return s.EndCopy([]byte("done"))
+	return s.EndCopy()
 }
 
 func changedSince(s *Store, reg int, l wal.LSN) bool {
@@ -136,18 +136,17 @@ func (a *apprentice) survives(disk *memfs.FS) error {
 	}
 	defer func() { s.Abandon() }()
 	copied := a.src.as(s)
-	done := false
-	switch state := string(s.Protocol()); {
-	case state == "done" && !s.Copying():
-		done = true
+	done := a.begun && !s.Copying() && s.Marks().Checkpoint > a.base // where its own history was checkpointed at most
+	switch {
+	case done:
 		if err := holds(copied, s.Marks().Committed); err != nil {
 			return fmt.Errorf("copied: %w", err)
 		}
 	case a.ended:
-		return fmt.Errorf("the end of the copy was acknowledged, now it is in state %q, copying %v", state, s.Copying())
+		return fmt.Errorf("the end of the copy was acknowledged, now it is %+v, copying %v", s.Marks(), s.Copying())
 	case s.Copying():
-		if state != "copying" || !a.begun {
-			return fmt.Errorf("it is copying in state %q", state)
+		if !a.begun {
+			return errors.New("it is copying before that began")
 		}
 	default: // it is what it was, and what that was promised holds
 		if err := a.checkFound(a.rig.as(s)); err != nil {

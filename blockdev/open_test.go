@@ -378,7 +378,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		{"read beyond the volume", r.s.Read(r.s.Blocks(), make([]byte, BlockSize)), ErrOutOfRange},
 		{"read of half a block", r.s.Read(0, make([]byte, 100)), ErrOutOfRange},
 		{"old epoch", func() error { r.epoch = 4; return r.try(write(1, 1)) }(), ErrOldEpoch},
-		{"end of no copy", r.s.EndCopy(nil), ErrNotCopying},
+		{"end of no copy", r.s.EndCopy(), ErrNotCopying},
 	} {
 		if !errors.Is(c.err, c.want) {
 			t.Errorf("%s: %v", c.name, c.err)

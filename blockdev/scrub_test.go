@@ -190,7 +190,7 @@ func TestAnUnfinishedCopyIsNotScrubbed(t *testing.T) {
 	r := osRig(t, StoreOptions{Manual: true})
 	r.put(write(0, 4))
 	r.steps()
-	r.check(r.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs(), nil))
+	r.check(r.s.BeginCopy(r.s.Marks().Committed, r.s.EndSum(), r.s.Epochs()))
 	r.rotImage(2)
 	if out, err := r.s.Scrub(t.Context(), 0); err != nil || out.Bad != 0 {
 		t.Errorf("%+v, %v", out, err)

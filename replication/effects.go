@@ -135,19 +135,11 @@ func (r *Replica) event(a *after, e Event) {
 
 // saveHard puts the protocol state on stable storage (I1).
 func (r *Replica) saveHard() error {
-	b, err := r.encodeHard()
-	if err != nil {
-		return err
-	}
-	return r.store.SaveProtocol(b)
-}
-
-func (r *Replica) encodeHard() ([]byte, error) {
 	b, err := json.Marshal(r.hard)
 	if err != nil {
-		return nil, fmt.Errorf("replication: save protocol state: %w", err)
+		return fmt.Errorf("replication: save protocol state: %w", err)
 	}
-	return b, nil
+	return r.store.SaveProtocol(b)
 }
 
 // wakeAt tells the core when a moment has come. It ends by then, or with Close.

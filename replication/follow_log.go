@@ -143,10 +143,10 @@ func (f *follower) beginAnew(c startCopy) error {
 	was := r.store.Marks()
 	r.mu.Lock()
 	r.hard.CopyBase = c.Base
-	state, err := r.encodeHard()
+	err := r.saveHard() // first: unless the store is copying it says nothing
 	r.mu.Unlock()
 	if err == nil {
-		err = r.store.BeginCopy(c.To, c.Chain, c.Epochs, state)
+		err = r.store.BeginCopy(c.To, c.Chain, c.Epochs)
 	}
 	if err := f.storage(err); err != nil {
 		return err
@@ -165,19 +165,11 @@ func (f *follower) beginAnew(c startCopy) error {
 
 // onCopyDone makes the copied image count.
 func (f *follower) onCopyDone(commit wal.LSN) error {
-	r := f.r
 	f.follow(commit)
 	if err := f.sync(); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.hard.CopyBase = 0
-	state, err := r.encodeHard()
-	r.mu.Unlock()
-	if err == nil {
-		err = r.store.EndCopy(state)
-	}
-	if err := f.storage(err); err != nil {
+	if err := f.storage(f.r.store.EndCopy()); err != nil {
 		return err
 	}
 	return f.ack(flagCopied)

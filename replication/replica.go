@@ -46,7 +46,7 @@ type hardState struct {
 	View     viewsvc.View   `json:"view"`
 	Volume   viewsvc.Volume `json:"volume"`
 	Suspect  bool           `json:"suspect,omitempty"`
-	CopyBase wal.LSN        `json:"copy_base,omitempty"` // while copying: where the image was before
+	CopyBase wal.LSN        `json:"copy_base,omitempty"` // where the image was before the newest copy; for while the store is copying
 }
 
 // Learner tells, by what its store has kept, whether a replica was a member of no view that it knew of, and took from a
