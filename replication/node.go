@@ -138,6 +138,7 @@ func (n *Node) start() (err error) {
 	}
 	n.run(n.acceptPeers) // each of these ends with Close
 	n.run(n.pingLoop)
+	n.run(n.lookLoop)
 	for _, l := range []net.Listener{n.nbdAt, n.local} {
 		if l == nil {
 			continue
