@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // Limits of the HTTP server.
@@ -241,6 +243,9 @@ func (s *Server) handleViews(r *http.Request, _ none) ([]HistoryEntry, error) {
 }
 
 func (s *Server) handleCreate(_ *http.Request, v Volume) (Volume, error) {
+	if _, err := uuid.Parse(string(v.ID)); err != nil { // nodes name directories by it
+		return Volume{}, fmt.Errorf("%w: volume ID %q is no UUID", ErrInvalid, v.ID)
+	}
 	var made Volume
 	_, err := s.carryOut(func(m *Monitor) (Command, error) {
 		cmd, err := m.PlanCreate(v)

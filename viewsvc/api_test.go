@@ -219,6 +219,9 @@ func TestErrorsKeepTheirTypesOverTheWire(t *testing.T) {
 	if _, err = c.CreateVolume(ctx, Volume{Name: "vol1", Size: 1<<20 + 1}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("odd size: %v", err)
 	}
+	if _, err = c.CreateVolume(ctx, Volume{ID: "../../n1", Name: "vol1", Size: 1 << 20}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("an ID that leads out of a node's directory: %v", err)
+	}
 	if err = c.Resume(ctx, "vol0"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("nothing held: %v", err)
 	}

@@ -1,6 +1,7 @@
 package viewsvc
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -147,8 +148,14 @@ func claimedError(volume string, c Claim) error {
 	return fmt.Errorf("%w: volume %s is attached exclusively by %v; detach it there, or take it over with --take-over", ErrClaimed, volume, c)
 }
 
-// PlanClaim changes who has a volume for itself.
+// PlanClaim changes who has a volume for itself. Every replica keeps the claim, as JSON, in a place of limited size, where a
+// byte can take six: names that do not fit are refused here, where none is in the log yet.
 func (m *Monitor) PlanClaim(name string, c ClaimChange) (Command, error) {
+	for _, s := range []string{c.Owner, c.Host} {
+		if b, err := json.Marshal(s); err != nil || len(b) > maxNameBytes {
+			return Command{}, fmt.Errorf("%w: a claim's owner and host have at most %d bytes as JSON; this one has %d", ErrInvalid, maxNameBytes, len(b))
+		}
+	}
 	v, _, err := m.named(name)
 	if err != nil {
 		return Command{}, err

@@ -153,6 +153,9 @@ func TestClaimTravelsToNodesAndGateways(t *testing.T) {
 	if _, err := c.Claim(t.Context(), "vol0", ClaimChange{Act: ClaimAsk, Owner: "b"}); !errors.Is(err, ErrClaimed) || !strings.Contains(err.Error(), "host h, pid 7") {
 		t.Errorf("a second one: %v", err)
 	}
+	if _, err := c.Claim(t.Context(), "vol0", ClaimChange{Act: ClaimTakeOver, Owner: strings.Repeat("<", 60)}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("one that replicas have no room for: %v", err)
+	}
 	if s, err := c.Watch(t.Context(), "vol0", before.News); err != nil || s.Volume.Claim != claim {
 		t.Errorf("a gateway hears %+v, %v", s.Volume.Claim, err)
 	}
