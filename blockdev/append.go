@@ -104,7 +104,7 @@ func (s *Store) Sync() error {
 	return nil
 }
 
-// Commit makes everything up to l visible to Read, by whole frames: up to the last frame that ends at or before l.
+// Commit makes everything up to l visible to Read (W2), by whole frames: up to the last frame that ends at or before l.
 // It never goes back, and l may lie beyond the end of the log. It may lie beyond what is durable, too: what the
 // image gets waits for Sync (W1).
 func (s *Store) Commit(l wal.LSN) {

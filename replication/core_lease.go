@@ -44,8 +44,7 @@ type given struct {
 
 // lease is what a primary knows of the grants that it asked for.
 type lease struct {
-	at     Instant       // when it asked last
-	asks   [asksKept]ask // the last ones, in turn
+	asks   [asksKept]ask // its last requests, in turn
 	turn   int           // of the next
 	latest Instant       // until when it relies on a grant at most: one until later was never asked for
 	late   time.Duration // how long the members' answers take, the later ones; 0: nothing was measured
@@ -55,6 +54,9 @@ type lease struct {
 
 // ask is a request for grants: when it was made, and until when they would be relied on.
 type ask struct{ at, until Instant }
+
+// asked is when grants were asked for last; 0 if they never were.
+func (l *lease) asked() Instant { return l.asks[(l.turn+asksKept-1)%asksKept].at }
 
 // since is when the first of the requests was made that a grant answers; the one before was until last. 0: it is not known.
 func (l *lease) since(last, until Instant) Instant {
@@ -138,7 +140,7 @@ func (c *Core) question(forReads bool) {
 	if l := &c.lease; forReads && c.mayAsk() {
 		e.Grant = l.length()
 		e.Until = c.now.add(leaseOf(e.Grant))
-		l.at, l.latest = c.now, max(l.latest, e.Until)
+		l.latest = max(l.latest, e.Until)
 		l.asks[l.turn] = ask{c.now, e.Until}
 		l.turn = (l.turn + 1) % asksKept
 	}
@@ -147,7 +149,7 @@ func (c *Core) question(forReads bool) {
 
 // renew asks for new grants, early enough that the present ones need not lapse.
 func (c *Core) renew() {
-	if c.mayAsk() && c.now >= c.lease.at.add(c.lease.length()/renewShare) {
+	if c.mayAsk() && c.now >= c.lease.asked().add(c.lease.length()/renewShare) {
 		c.question(true)
 	}
 }

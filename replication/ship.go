@@ -260,7 +260,7 @@ func (s *stream) pushFrame(fb *frameBuf) {
 type regionCopy struct {
 	base    wal.LSN           // regions changed after it are sent
 	changes *blockdev.Changes // of those, these blocks; nil: all
-	floor   wal.LSN           // what the learner may have applied: no region as of before may be sent
+	floor   wal.LSN           // what the learner may have applied: no region as of before may be sent (I13)
 	next    int               // region to look at next
 	sent    bool              // all were
 	asOf    wal.LSN           // the learner's log must reach beyond every region's as-of LSN before its image is whole

@@ -353,7 +353,7 @@ func (r *wReplica) acked(s *wStream, c *wConn, m wMsg) {
 		a.Tenure = r.core.View().Tenure
 	case "leasefromack":
 		if a.Lease != 0 {
-			a.Lease += a.At - r.core.lease.at
+			a.Lease += a.At - r.core.lease.asked()
 			r.core.lease.latest = max(r.core.lease.latest, a.Lease)
 		}
 	case "leaseofone":

@@ -288,7 +288,7 @@ func (a *Agent) watch(ctx context.Context, b Backend, conn net.Conn, ended <-cha
 	}
 }
 
-// grow makes the device as large as its disk. What fails is tried again when it is looked next.
+// grow makes the device as large as its disk, and never larger (K10). What fails is tried again when it is looked next.
 func (a *Agent) grow(b Backend) {
 	size, _ := b.Disk()
 	if size <= a.size {

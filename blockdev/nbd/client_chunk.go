@@ -40,7 +40,7 @@ func (c *coverage) add(lo, hi uint32) bool {
 	return true
 }
 
-// whole tells whether each of n bytes has come once.
+// whole tells whether each of n bytes has come once (N10).
 func (c coverage) whole(n uint32) bool { return len(c) == 1 && c[0] == byteSpan{0, n} }
 
 // chunkLocked takes one chunk of a structured reply.

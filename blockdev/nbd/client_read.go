@@ -158,7 +158,7 @@ func (c *Conn) dataLocked(s *clientSlot, header int, lo, n uint32, last bool) (m
 	return 0, rest, c.arrivedLocked(remainder{s, dst, last})
 }
 
-// findLocked says which request a reply is to.
+// findLocked says which request a reply is to (N8).
 func (c *Conn) findLocked(cookie uint64) (*clientSlot, error) {
 	index := blockdev.RequestSlot(cookie)
 	if index >= len(c.slots) || c.slots[index].cookie != cookie || c.slots[index].req == nil {

@@ -94,7 +94,7 @@ func (f *flight) admit(l *lane, r *blockdev.Request, now int64) {
 	l.last = i
 	l.count++
 
-	if r.Op.Mutates() && r.Length > 0 {
+	if r.Op.Mutates() && r.Length > 0 { // G4: others neither wait nor are waited for
 		e.span.setRange(r.Offset, r.Length)
 		f.hits = f.index.find(f.entries, i, f.hits[:0]) // all are earlier
 		e.blockers = int32(len(f.hits))

@@ -257,7 +257,7 @@ func (g *Gateway) remember(st viewsvc.VolumeStatus) (grown bool) {
 			return false
 		}
 		grown = st.Volume.Size > old.Volume.Size
-		st.Volume.Size = max(st.Volume.Size, old.Volume.Size) // it never shrinks: what says so is of an earlier time
+		st.Volume.Size = max(st.Volume.Size, old.Volume.Size) // G13: what says that it has shrunk is of an earlier time
 	}
 	if !known && len(g.known) >= maxRemembered {
 		for name, st := range g.known {

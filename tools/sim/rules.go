@@ -93,7 +93,7 @@ var rules = []rule{
 	{"leaseofone", "strand,split", 5800, []edit{ // one peer's grant is good for all
 		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + mutant.On("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
 	{"leasefromack", "strand,slowlink", 500, []edit{ // a lease counts from when the grant arrived
-		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + mutant.On("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.at\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
+		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + mutant.On("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.asked()\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
 	{"longlease", "strand", 2300, []edit{ // a grant is relied on for as long as it was given, by whatever clock
 		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + mutant.On("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
 	{"fullearly", "full,isolate,oneway,strand", 1, []edit{ // a full primary refuses writes that another may have room for

@@ -184,7 +184,7 @@ func (m *FS) Crash(fate Fate) *FS {
 }
 
 // Kill gives the file system as the next process finds it when this one is killed and the machine goes on: all that was
-// written is seen, and is not stable before it is synced. The original is not changed.
+// written is seen, and is not stable before it is synced (D5). The original is not changed.
 func (m *FS) Kill() *FS {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -5,13 +5,13 @@ import (
 	"math/rand/v2"
 )
 
-// Fate decides what of the un-synced operations is on the disk after a crash: for operation i of FS.Pending, and for
+// Fate decides what of the un-synced operations is on the disk after a crash (D2): for operation i of FS.Pending, and for
 // each sector of it if it is a write; 0 otherwise.
 type Fate struct {
 	Name     string
 	Survives func(i, sector int) bool
 	// Reversed has what survives of the files' operations take effect from the newest to the oldest: a disk that
-	// reorders. Where no two of them overlap it changes nothing. Directories are journaled, their order stays.
+	// reorders (D3). Where no two of them overlap it changes nothing. Directories are journaled, their order stays.
 	Reversed bool
 }
 

@@ -284,7 +284,7 @@ func (m *FS) RemoveAll(name string) error {
 	return nil
 }
 
-// SyncDir implements vfs.FS.
+// SyncDir implements vfs.FS (D4).
 func (m *FS) SyncDir(dir string) error {
 	e := m.begin(Op{Kind: "syncdir", Name: dir})
 	m.mu.Lock()
