@@ -128,35 +128,8 @@ type Replica struct {
 	pool      sync.Pool // of *frameBuf
 }
 
-// OpenReplica starts a replica on an opened store. It takes part at once: as a follower when a primary calls
-// (ServeStream), as a primary when Orders name it.
-func OpenReplica(o ReplicaOptions) (*Replica, error) {
-	id := o.Store.Identity()
-	var hard hardState
-	if b := o.Store.Protocol(); len(b) > 0 {
-		if err := json.Unmarshal(b, &hard); err != nil {
-			return nil, fmt.Errorf("replication: protocol state of replica %s is unreadable: %w", id.Replica, err)
-		}
-	}
-	switch {
-	case o.Volume.ID != "":
-		hard.Volume = o.Volume
-	case len(o.Store.Protocol()) == 0:
-		// The node was killed between the making of the replica and its first save, just below. It never took part in
-		// anything; orders will say the rest.
-		hard.Volume = viewsvc.Volume{ID: viewsvc.VolumeID(id.Volume), Name: id.VolumeName, Size: id.Size, Sync: viewsvc.SyncAlways}
-	}
-	if string(hard.Volume.ID) != id.Volume {
-		return nil, fmt.Errorf("replication: replica %s belongs to volume %s, not %s", id.Replica, id.Volume, hard.Volume.ID)
-	}
-	if hard.Volume.Sync == viewsvc.SyncFlush && len(hard.View.Backups) > 0 && hard.View.Has(viewsvc.ReplicaID(id.Replica)) &&
-		!o.Store.CleanStart() && !o.Store.SameBoot() {
-		hard.Suspect = true // the machine may have gone down with acknowledged writes in its page cache
-	}
-	whole, err := atomicBytes(o.Store)
-	if err != nil {
-		return nil, err
-	}
+// fill puts in what an owner has left to the replica.
+func (o *ReplicaOptions) fill() {
 	if o.Dial == nil {
 		o.Dial = dialTCP
 	}
@@ -172,13 +145,53 @@ func OpenReplica(o ReplicaOptions) (*Replica, error) {
 			o.Clock = bootTime
 		}
 	}
-	rt := o.Runtime
-	if o.Clock == nil {
+	if rt := o.Runtime; o.Clock == nil {
 		o.Clock = func() Instant { return Instant(rt.Now().UnixNano()) }
 	}
+}
+
+// readHard reads what the store has kept, and what follows from how it was left.
+func readHard(o ReplicaOptions) (hard hardState, err error) {
+	id, kept := o.Store.Identity(), o.Store.Protocol()
+	if len(kept) > 0 {
+		if err := json.Unmarshal(kept, &hard); err != nil {
+			return hard, fmt.Errorf("replication: protocol state of replica %s is unreadable: %w", id.Replica, err)
+		}
+	}
+	switch {
+	case o.Volume.ID != "":
+		hard.Volume = o.Volume
+	case len(kept) == 0:
+		// The node was killed between the making of the replica and its first save. It never took part in anything; orders
+		// will say the rest.
+		hard.Volume = viewsvc.Volume{ID: viewsvc.VolumeID(id.Volume), Name: id.VolumeName, Size: id.Size, Sync: viewsvc.SyncAlways}
+	}
+	if string(hard.Volume.ID) != id.Volume {
+		return hard, fmt.Errorf("replication: replica %s belongs to volume %s, not %s", id.Replica, id.Volume, hard.Volume.ID)
+	}
+	if hard.Volume.Sync == viewsvc.SyncFlush && len(hard.View.Backups) > 0 && hard.View.Has(viewsvc.ReplicaID(id.Replica)) &&
+		!o.Store.CleanStart() && !o.Store.SameBoot() {
+		hard.Suspect = true // the machine may have gone down with acknowledged writes in its page cache
+	}
+	return hard, nil
+}
+
+// OpenReplica starts a replica on an opened store. It takes part at once: as a follower when a primary calls
+// (ServeStream), as a primary when Orders name it.
+func OpenReplica(o ReplicaOptions) (*Replica, error) {
+	hard, err := readHard(o)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := atomicBytes(o.Store)
+	if err != nil {
+		return nil, err
+	}
+	o.fill()
+	id, rt := viewsvc.ReplicaID(o.Store.Identity().Replica), o.Runtime
 	m := o.Store.Marks()
-	r := &Replica{opts: o, store: o.Store, rt: rt, id: viewsvc.ReplicaID(id.Replica), atomic: whole, hard: hard, end: m.End,
-		core: NewCore(Config{Self: viewsvc.ReplicaID(id.Replica), Volume: hard.Volume.ID, Leases: o.Leases},
+	r := &Replica{opts: o, store: o.Store, rt: rt, id: id, atomic: whole, hard: hard, end: m.End,
+		core: NewCore(Config{Self: id, Volume: hard.Volume.ID, Leases: o.Leases},
 			Start{View: hard.View, End: m.End, Commit: m.Committed, Suspect: hard.Suspect, Now: o.Clock()}),
 		syncMu: rt.Mutex(), syncWanted: rt.Alarm(), room: rt.Alarm(), mu: rt.Mutex(),
 		sessions: map[*session]struct{}{}, named: map[string]*session{}, memories: map[string]*memory{},

@@ -36,6 +36,9 @@ func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ runn
 	r := &agentRun{o: o, a: a, log: log, tell: tell, over: make(chan struct{})}
 	defer func() {
 		if err != nil {
+			if r.driver != nil {
+				r.driver.Close()
+			}
 			lock.Close()
 		}
 	}()
@@ -56,17 +59,8 @@ func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ runn
 		Resized:  r.resized,
 		OnEvent:  logKernelEvents(log),
 	}
-	if dev, waits := a.nbd(); waits {
-		if o.device != "" && o.device != dev.Path() {
-			return running{}, withHint(fmt.Errorf("volume %s waits at %s", a.Volume, dev.Path()), "attach it there, or `lockstep detach %s` first", a.Volume)
-		}
-		options.Index, options.Resume = dev.Index, true
-	} else {
-		a.Device, a.Era = "", 0
-		if o.device != "" {
-			dev, _ := kernel.ParseDevice(o.device)
-			options.Index = dev.Index
-		}
+	if err := r.place(&options); err != nil {
+		return running{}, err
 	}
 	unwatch := func() {}
 	if n, ok := r.driver.(*kernel.Netlink); ok {
@@ -89,14 +83,7 @@ func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ runn
 	r.stop = stop
 	failed := make(chan error, 1)
 	go func() { // ends by stop, or when the device is detached
-		err := agent.Run(ctx)
-		_, waits := a.nbd()
-		switch {
-		case ctx.Err() != nil:
-			err = nil // close has said what becomes of the device
-		case err == nil || !waits:
-			err = errors.Join(err, o.dir.forget(context.Background(), a))
-		}
+		err := r.run(ctx, agent)
 		unwatch()
 		r.driver.Close()
 		close(r.over)
@@ -104,6 +91,37 @@ func startAttach(o attachOptions, log zerolog.Logger, tell func(string)) (_ runn
 		failed <- explainDriver(err)
 	}()
 	return running{close: r.close, failed: failed}, nil
+}
+
+// place says which device it is to be: the one where the volume waits, the one that was asked for, or any.
+func (r *agentRun) place(options *kernel.AgentOptions) error {
+	a, asked := r.a, r.o.device
+	dev, waits := a.nbd()
+	switch {
+	case waits && asked != "" && asked != dev.Path():
+		return withHint(fmt.Errorf("volume %s waits at %s", a.Volume, dev.Path()), "attach it there, or `lockstep detach %s` first", a.Volume)
+	case waits:
+		options.Index, options.Resume = dev.Index, true
+		return nil
+	}
+	a.Device, a.Era = "", 0
+	if asked != "" {
+		dev, _ := kernel.ParseDevice(asked) // setArgs did, too
+		options.Index = dev.Index
+	}
+	return nil
+}
+
+// run serves the device until it is detached, and then forgets the attachment; or until ctx ends, and the device waits.
+func (r *agentRun) run(ctx context.Context, agent *kernel.Agent) error {
+	err := agent.Run(ctx)
+	if ctx.Err() != nil {
+		return nil // close has said what becomes of the device
+	}
+	if _, waits := r.a.nbd(); err == nil || !waits {
+		err = errors.Join(err, r.o.dir.forget(context.Background(), r.a))
+	}
+	return err
 }
 
 // openDriver finds the kernel's driver in the way that was asked for.
