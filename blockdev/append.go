@@ -206,14 +206,6 @@ func (s *Store) saveCommit(l wal.LSN) error {
 	return nil
 }
 
-// FrameEnd gives the last LSN of the frame that holds l; false if that frame is applied already or not there.
-func (s *Store) FrameEnd(l wal.LSN) (wal.LSN, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f, ok := s.pending.frameAt(l)
-	return f.last, ok
-}
-
 // MaxFrame is the size in bytes of the largest frame that Append takes.
 func (s *Store) MaxFrame() int { return s.log.MaxFrame() }
 

@@ -196,9 +196,8 @@ type Client interface {
 
 // Session is one client's attachment to a Device.
 type Session interface {
-	// Submit hands over a burst of requests in the client's order. It validates nothing that is wrong by
-	// itself with an abort: a bad request is completed with an error. It may complete requests before it
-	// returns. Only one goroutine submits to a session. The slice is the caller's again on return.
+	// Submit hands over a burst of requests in the client's order. A bad request is completed with an error, and does
+	// not end the session. Requests may be completed before it returns. Only one goroutine submits to a session. The slice is the caller's again on return.
 	Submit(burst []*Request)
 	// Close fences the session. When it returns, no request of the session will be ordered any more, and the
 	// device has let go of all of them: nothing is completed afterwards.

@@ -2,16 +2,16 @@ package blockdev
 
 import "fmt"
 
-// Extent tells how block is kept, and how many blocks from it on, up to max, are the same in this: data, a hole, or zeroes
+// Extent tells how block is kept, and how many blocks from it on, up to most, are the same in this: data, a hole, or zeroes
 // whose space was to stay allocated. Zeroes that were written as data are data. The content is what it is at some moment
 // of the call. Regions that were never written, and stretches for which there is not even a page of sums, cost next to
 // nothing: a whole volume can be asked for.
-func (s *Store) Extent(block uint64, max uint64) (n uint64, state ExtentState, err error) {
+func (s *Store) Extent(block, most uint64) (n uint64, state ExtentState, err error) {
 	if block >= s.Blocks() {
 		return 0, 0, fmt.Errorf("%w: block %d of %d", ErrOutOfRange, block, s.Blocks())
 	}
-	max = min(max, s.Blocks()-block)
-	w := extentWalk{s: s, block: block, max: max,
+	most = min(most, s.Blocks()-block)
+	w := extentWalk{s: s, block: block, max: most,
 		sums:  dataFinder{f: s.sums.f.File, size: sumsFileSize(s.Size())},
 		image: dataFinder{f: s.image.File, size: int64(s.Size())}}
 	drops := s.sums.dropCount()
@@ -20,7 +20,7 @@ func (s *Store) Extent(block uint64, max uint64) (n uint64, state ExtentState, e
 	}
 	if w.skipped && s.sums.dropCount() != drops {
 		// A page that was empty in the file may have been filled, written and dropped meanwhile.
-		w = extentWalk{s: s, block: block, max: max, slow: true}
+		w = extentWalk{s: s, block: block, max: most, slow: true}
 		if err := w.run(); err != nil {
 			return 0, 0, err
 		}

@@ -8,7 +8,7 @@ import (
 
 // A write that the file system refuses for want of space changed nothing and lost nothing, unlike a failed sync (W5): the
 // applier does it again when there is space, and until then the log takes what clients write. When that, too, is nearly
-// full, the replica is: it says so (Full), and whoever appends had better go elsewhere. What is left of the log is for the
+// full, the replica is: it says so (Full), and the volume should be served elsewhere. What is left of the log is for the
 // frames that a new view needs. Reads go on, and everything else when there is space again.
 
 // DiskFull tells that the applier waits for space. Clients do not notice it while the log has room.

@@ -55,10 +55,10 @@ func (s *Store) markLost(page int, p *sumPage) error {
 	return nil
 }
 
-// stretch counts the sums from at on, up to max, that are all of blocks with data, or all not.
-func (p *sumPage) stretch(at, max uint64) (n uint64, some bool) {
+// stretch counts the sums from at on, up to most, that are all of blocks with data, or all not.
+func (p *sumPage) stretch(at, most uint64) (n uint64, some bool) {
 	some = HasData(p.get(at))
-	for n = 1; n < max && HasData(p.get(at+n)) == some; n++ {
+	for n = 1; n < most && HasData(p.get(at+n)) == some; n++ {
 	}
 	return n, some
 }

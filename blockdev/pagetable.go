@@ -215,18 +215,6 @@ func (s *tableShard) removeRange(from, to uint64) {
 	}
 }
 
-// entries counts, for tests and for the memory that a store takes.
-func (t *pageTable) entries() int {
-	n := int(t.zeroes.count.Load())
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		n += s.used
-		s.mu.Unlock()
-	}
-	return n
-}
-
 // zeroExtent is a long ZERO or TRIM that the image does not have yet.
 type zeroExtent struct {
 	from, to uint64 // blocks, to exclusive

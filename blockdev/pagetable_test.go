@@ -187,3 +187,15 @@ func TestSumTableBehavesAsASlice(t *testing.T) {
 		}
 	}
 }
+
+// entries counts what the table has.
+func (t *pageTable) entries() int {
+	n := int(t.zeroes.count.Load())
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		n += s.used
+		s.mu.Unlock()
+	}
+	return n
+}

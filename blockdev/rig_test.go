@@ -258,3 +258,11 @@ func (r *rig) steps() {
 		}
 	}
 }
+
+// FrameEnd gives the last LSN of the frame that holds l; false if that frame is applied already or not there.
+func (s *Store) FrameEnd(l wal.LSN) (wal.LSN, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, ok := s.pending.frameAt(l)
+	return f.last, ok
+}

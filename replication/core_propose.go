@@ -29,7 +29,7 @@ func (c *Core) addCaughtUp() {
 	}
 }
 
-// Joining tells whether commit waits for a learner, which had better sync soon.
+// Joining tells whether commit waits for a learner, which should sync soon.
 func (c *Core) Joining() bool { return c.joining != "" && c.proposal == nil }
 
 // proposeJoining proposes the learner in R once it has all that is committed, as stable as it is with the members.

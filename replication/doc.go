@@ -84,7 +84,7 @@
 //     point; the store refuses it if the block may have changed since, and it is fetched again.
 //     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a
 //     second time (replay.go: R1–R3).
-//  7. Exclusive attachment. The view service says who has the volume for himself (viewsvc.Claim), with the orders; the
+//  7. Exclusive attachment. The view service says who has the volume to itself (viewsvc.Claim), with the orders; the
 //     primary refuses everybody else, but who was there before while the owner neither holds the claim nor is attached,
 //     and ends sessions that a claim has ended. It serves clients only after orders of its own tenure, which have every
 //     claim that was made before.

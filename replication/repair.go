@@ -177,8 +177,8 @@ func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
 }
 
 // ServeFetch answers a member that repairs a block. The present view's primary is answered by a backup: a learner may
-// lack what is committed. A backup is answered by its view's primary, once that has begun to serve. What an old primary
-// says that was cut off does no harm: Store.Repair takes no content of before the block's last change here.
+// lack what is committed. A backup is answered by its view's primary, once that has begun to serve. The word of
+// an old primary that was cut off does no harm: Store.Repair takes no content that is older than the block's last change here.
 func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
 	r.mu.Lock()
 	v := r.core.View()

@@ -35,7 +35,7 @@ type ReplicaOptions struct {
 	// RecruitRate is how many bytes a second go to a learner, beside those that clients write meanwhile; 0: as many as
 	// clients do not notice.
 	RecruitRate int64
-	// OnEvent is called with no lock held by the callee's standards: it must not call back into the Replica.
+	// OnEvent is told what happens. It must not call back into the Replica.
 	OnEvent func(Event)
 	// Runtime is what the replica's goroutines run in; nil means Go's own.
 	Runtime Runtime

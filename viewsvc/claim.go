@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Claim says who has a volume for itself, in the meaning of an exclusive attachment: a file system that is mounted
+// Claim says who has a volume to itself, in the meaning of an exclusive attachment: a file system that is mounted
 // twice by mistake is lost. It is part of the volume and goes to nodes and gateways with everything else about it; the
 // primary is who enforces it, on sessions, so that it holds at one place whatever others have heard.
 //
 //	owner  held   meaning                                                      next
 //	""     false  anybody may attach                                           asked
 //	set    false  asked: nobody new may attach but the owner, who goes on      held, none (given up), asked by another (taken over)
-//	              only if nobody else is attached now; sessions of before
+//	              only if nobody else is attached now; earlier sessions
 //	              may come back while the owner is not attached
 //	set    true   held: nobody but the owner is attached                       none, asked by another (taken over)
 //
@@ -42,7 +42,7 @@ func (c Claim) String() string {
 	return fmt.Sprintf("host %s, pid %d, since %s", c.Host, c.PID, time.Unix(c.Since, 0).UTC().Format(time.RFC3339))
 }
 
-// SessionEra is the era of a session that begins now, as it travels with the session: 0 there is for who does not say.
+// SessionEra is the era of a session that begins now, as it travels with the session, where 0 is that of a client that does not say.
 func (c Claim) SessionEra() uint64 { return c.Era + 1 }
 
 // Admits tells whether a session, of a SessionEra or 0, may attach as far as that goes, and whether a claim is in its way.
@@ -79,7 +79,7 @@ func (c ClaimChange) validate() error {
 	return nil
 }
 
-// applyClaim changes who has a volume for itself.
+// applyClaim changes who has a volume to itself.
 func (s *State) applyClaim(c Command) (Result, error) {
 	v, err := s.live(c.Volume)
 	if err != nil {
@@ -148,7 +148,7 @@ func claimedError(volume string, c Claim) error {
 	return fmt.Errorf("%w: volume %s is attached exclusively by %v; detach it there, or take it over with --take-over", ErrClaimed, volume, c)
 }
 
-// PlanClaim changes who has a volume for itself. Every replica keeps the claim, as JSON, in a place of limited size, where a
+// PlanClaim changes who has a volume to itself. Every replica keeps the claim, as JSON, in a place of limited size, where a
 // byte can take six: names that do not fit are refused here, where none is in the log yet.
 func (m *Monitor) PlanClaim(name string, c ClaimChange) (Command, error) {
 	for _, s := range []string{c.Owner, c.Host} {

@@ -258,7 +258,7 @@ func (c *Client) Force(ctx context.Context, name string, node NodeID, reason str
 	return v, nil
 }
 
-// Claim changes who has a volume for itself, and returns the claim that holds then. An error that wraps ErrClaimed says
+// Claim changes who has a volume to itself, and returns the claim that holds then. An error that wraps ErrClaimed says
 // who has it.
 func (c *Client) Claim(ctx context.Context, name string, change ClaimChange) (Claim, error) {
 	var claim Claim

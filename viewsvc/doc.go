@@ -90,7 +90,7 @@
 //	POST   /v1/volumes/V/resume
 //	POST   /v1/volumes/V/check         {scrub} → {id}             its outcome is in the replicas' reports
 //	POST   /v1/volumes/V/force         {node, reason} → View
-//	POST   /v1/volumes/V/claim         ClaimChange → Claim        who has the volume for itself (claim.go)
+//	POST   /v1/volumes/V/claim         ClaimChange → Claim        who has the volume to itself (claim.go)
 //
 // A node's life with the service: ping with an empty cluster ID → learn it. Orders without a Replica → format a
 // copy, report it as blank → the service registers it (through Raft) → orders with the Replica and, soon, a view.

@@ -32,7 +32,7 @@ var (
 	ErrTryAgain = errors.New("viewsvc: not known yet")
 	// ErrTimeout: an order was not carried out in time; the text says which.
 	ErrTimeout = errors.New("viewsvc: timed out")
-	// ErrClaimed: another client has the volume for itself; the text says who.
+	// ErrClaimed: another client has the volume to itself; the text says who.
 	ErrClaimed = errors.New("viewsvc: attached exclusively")
 	// ErrInternal: the server failed; its events say why.
 	ErrInternal = errors.New("viewsvc: internal error")

@@ -13,7 +13,7 @@ const (
 	EventVolumeGone    EventKind = "volume_gone"    // the last copy of a deleted one: Volume
 	EventVolumeResize  EventKind = "volume_resize"  // a larger size is wanted: Volume, Text
 	EventVolumeGrown   EventKind = "volume_grown"   // it is there: Volume, Text
-	EventClaim         EventKind = "claim"          // who has a volume for itself changed: Volume, Text
+	EventClaim         EventKind = "claim"          // who has a volume to itself changed: Volume, Text
 	EventVolumeRefused EventKind = "volume_refused" // V9: Volume
 	EventAwaited       EventKind = "awaited"        // no suspect is promoted before a member is back: Volume, Node, Replica
 	EventBelow         EventKind = "below"          // a member has lost acknowledged writes: Volume, Node, Replica

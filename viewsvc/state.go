@@ -24,7 +24,7 @@ const (
 	OpReplica  Op = "replica"  // register the copy that an assigned node made
 	OpView     Op = "view"     // make a view
 	OpForget   Op = "forget"   // forget a node
-	OpClaim    Op = "claim"    // change who has a volume for itself
+	OpClaim    Op = "claim"    // change who has a volume to itself
 	OpResize   Op = "resize"   // a volume is to become larger
 	OpGrown    Op = "grown"    // it has
 	OpFloors   Op = "floors"   // volumes' histories reach so far on every member

@@ -68,7 +68,7 @@ type Volume struct {
 
 	Wanted uint64 `json:"wanted,omitzero"` // the larger size that it is to get; 0: none
 
-	Claim Claim `json:"claim,omitzero"` // who has it for itself now
+	Claim Claim `json:"claim,omitzero"` // who has it to itself now
 }
 
 // Role is what a replica says of itself in a ping; the view service believes its own views only.

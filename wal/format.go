@@ -51,8 +51,9 @@ func headBytes(records, payload int) int {
 	return (fixedBytes + records*recordBytes + payload*sumBytes + BlockSize - 1) &^ (BlockSize - 1)
 }
 
-// frameSize is FrameSize with a constant reason instead of an error, as all checks here: recovery meets many blocks that
-// are no frames, and an error for each would be an allocation for each.
+// frameSize tells from a frame's fixed header how long the whole is. The bytes are not verified yet, but the size is in bounds:
+// a multiple of BlockSize, at most MaxFrameBytes. What is wrong is a constant text, as in all checks here, and no error:
+// recovery meets many blocks that are no frames, and each error would be an allocation.
 func frameSize(head []byte) (n int, reason string) {
 	if len(head) < fixedBytes {
 		return 0, "shorter than a frame header"

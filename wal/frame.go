@@ -144,19 +144,6 @@ func (s Sums) Len() int { return len(s) / sumBytes }
 // At is the sum of the record's i-th block.
 func (s Sums) At(i int) uint32 { return le.Uint32(s[i*sumBytes:]) }
 
-// HeaderSize is how many bytes FrameSize needs to see.
-const HeaderSize = fixedBytes
-
-// FrameSize tells from a frame's first HeaderSize bytes how long the whole is, so that it can be read from a
-// stream. The bytes are not verified yet, but the size is in bounds: a multiple of BlockSize, at most MaxFrameBytes.
-func FrameSize(head []byte) (int, error) {
-	n, reason := frameSize(head)
-	if reason != "" {
-		return 0, &CorruptError{Reason: reason}
-	}
-	return n, nil
-}
-
 // ParseFrame verifies the frame at the beginning of b, payload and all, without copying or allocating. The Frame
 // aliases b. The error is a *CorruptError or a *VersionError.
 func ParseFrame(b []byte) (Frame, error) {

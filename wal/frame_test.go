@@ -200,9 +200,9 @@ func TestNewerFormatIsToldFromCorruption(t *testing.T) {
 }
 
 func TestFrameSizeIsBoundedBeforeAnythingIsVerified(t *testing.T) {
-	b := bytes.Clone(goldenFrame().Bytes()[:HeaderSize])
-	if n, err := FrameSize(b); err != nil || n != 4*BlockSize {
-		t.Errorf("%d, %v", n, err)
+	b := bytes.Clone(goldenFrame().Bytes()[:fixedBytes])
+	if n, reason := frameSize(b); reason != "" || n != 4*BlockSize {
+		t.Errorf("%d, %q", n, reason)
 	}
 	for _, c := range []struct {
 		records, payload uint32
@@ -210,12 +210,12 @@ func TestFrameSizeIsBoundedBeforeAnythingIsVerified(t *testing.T) {
 	}{{0, 0, false}, {1, 0, true}, {MaxRecords, MaxFrameBlocks, true}, {MaxRecords + 1, 0, false}, {1, MaxFrameBlocks + 1, false}, {math.MaxUint32, math.MaxUint32, false}} {
 		le.PutUint32(b[offRecords:], c.records)
 		le.PutUint32(b[offPayload:], c.payload)
-		n, err := FrameSize(b)
-		if (err == nil) != c.ok || n > MaxFrameBytes || n%BlockSize != 0 {
-			t.Errorf("%d records, %d blocks: %d, %v", c.records, c.payload, n, err)
+		n, reason := frameSize(b)
+		if (reason == "") != c.ok || n > MaxFrameBytes || n%BlockSize != 0 {
+			t.Errorf("%d records, %d blocks: %d, %q", c.records, c.payload, n, reason)
 		}
 	}
-	if _, err := FrameSize(b[:HeaderSize-1]); err == nil {
+	if _, reason := frameSize(b[:fixedBytes-1]); reason == "" {
 		t.Error("a short header has a size")
 	}
 }
@@ -309,7 +309,7 @@ func TestSteadyStateDoesNotAllocate(t *testing.T) {
 		},
 		"record":    func() { f.Record(3) },
 		"BlockSum":  func() { BlockSum(1, data[:BlockSize]) },
-		"FrameSize": func() { FrameSize(f.Bytes()) },
+		"frameSize": func() { frameSize(f.Bytes()) },
 	} {
 		if n := testing.AllocsPerRun(100, run); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)

@@ -110,3 +110,17 @@ func must(t testing.TB, err error) {
 func must1[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T { t.Helper(); must(t, err); return v }
 }
+
+// FrameEnd is the last record of the frame that holds x; the log's last one if x is beyond the end.
+func (l *Log) FrameEnd(x LSN) (LSN, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch i := l.index.find(x); {
+	case x >= l.end || i+1 == l.index.n:
+		return l.end, nil
+	case i < 0:
+		return 0, ErrCompacted
+	default:
+		return l.index.at(i+1).first - 1, nil
+	}
+}

@@ -109,8 +109,8 @@ func (l *Log) writeFrame(b []byte, at Pos) error {
 	return l.write(b, at)
 }
 
-// startWriteback gives what was written to the disk, which may have to wait for room in its queue: as long as a write, if it
-// hangs.
+// startWriteback hands what was written to the disk. That can wait for room in the disk's queue, and as long as a write would if
+// the disk hangs.
 func (l *Log) startWriteback(at, blocks Pos) {
 	file, off := l.locate(at)
 	l.writing.Store(l.now())

@@ -178,23 +178,6 @@ func (l *Log) StartAfter(to LSN) (Start, error) {
 	return Start{LSN: to, Pos: e.pos(), Chain: head.Header().Chain}, nil
 }
 
-// FrameEnd is the last record of the frame that holds l, or that of the frame before it if l is beyond the end.
-func (l *Log) FrameEnd(x LSN) (LSN, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	i := l.index.find(x)
-	if x >= l.end {
-		return l.end, nil
-	}
-	switch {
-	case i < 0:
-		return 0, ErrCompacted
-	case i+1 == l.index.n:
-		return l.end, nil
-	}
-	return l.index.at(i+1).first - 1, nil
-}
-
 // frameAfterLocked finds the frame that begins behind an LSN below the end.
 func (l *Log) frameAfterLocked(to LSN) (frameEntry, error) {
 	if to > l.end {

@@ -27,7 +27,7 @@ func (a *attachment) admitted(ctx context.Context) error {
 	return nil
 }
 
-// ownedBySomebody fails if another client has the volume for itself.
+// ownedBySomebody fails if another client has the volume to itself.
 func (a *attachment) ownedBySomebody(ctx context.Context) error {
 	claim, err := a.claim(ctx)
 	if err != nil || claim.Owner == "" || claim.Owner == a.Session {
@@ -36,7 +36,7 @@ func (a *attachment) ownedBySomebody(ctx context.Context) error {
 	return a.ownedBy(claim)
 }
 
-// claim asks who has the volume for itself.
+// claim asks who has the volume to itself.
 func (a *attachment) claim(ctx context.Context) (viewsvc.Claim, error) {
 	client, err := a.views()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 func newVolumeDetachAll(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach-all NAME",
-		Short: "End every client of a volume, whoever has it for itself",
-		Long: `End every client of a volume, whoever has it for itself. Clients that connect anew are let in. One whose connection
+		Short: "End every client of a volume, whoever has it to itself",
+		Long: `End every client of a volume, whoever has it to itself. Clients that connect anew are let in. One whose connection
 was ended so never gets back to the disk with what it has in memory; nothing that was acknowledged to it is lost.
 Do this when the machine that had the volume attached exclusively is gone for good.`,
 		Args: wantArgs("NAME"),
@@ -31,7 +31,7 @@ Do this when the machine that had the volume attached exclusively is gone for go
 	})
 }
 
-// exclusiveHolder is who has a volume for itself, for people.
+// exclusiveHolder is who has a volume to itself, for people.
 func exclusiveHolder(c viewsvc.Claim) string {
 	if c.Owner == "" {
 		return "shared: any client may connect"

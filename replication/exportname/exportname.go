@@ -15,7 +15,7 @@
 // The optional keys come in this order, each at most once:
 //
 //	era=N        when the client first attached (viewsvc.Claim); a decimal uint64, not 0
-//	exclusive=1  the client has the volume for itself
+//	exclusive=1  the client has the volume to itself
 //	numbered=1   a request's NBD cookie is its number (blockdev.RequestID), and says whether it was sent before
 //	numbers=ID   so it is, and the numbers are those of the space ID, not of SESSION; as SESSION, and another than it
 //

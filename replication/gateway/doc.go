@@ -123,7 +123,7 @@
 //     be taken for a repetition and not be carried out.
 //
 //   - G13 A volume only grows. The size that the view service tells of is offered by the primary and by every later one, so
-//     that a session of before may use it at once; a status that has a smaller one is of an earlier time. A primary that
+//     that an older session may use it at once; a status with a smaller one is out of date. A primary that
 //     offers less is not connected to.
 //
 // # Locks

@@ -24,7 +24,7 @@ const (
 	EventGone                           // a volume in use was deleted: its sessions end
 	EventViewsDown                      // the view service does not answer about a volume in use: Err. I/O goes on
 	EventViewsUp                        // it does again
-	EventClaimed                        // a client has a volume for itself
+	EventClaimed                        // a client has a volume to itself
 	EventReleased                       // it has it no more. Err: the view service could not be told, the next one has to take over
 	EventEvicted                        // a session was ended for good by a take-over or an operator: Err
 	EventGrown                          // a volume in use is larger now: Size

@@ -123,7 +123,7 @@ func (g *Gateway) dropHold(id viewsvc.VolumeID) {
 	close(h.gone)
 }
 
-// attachAlone is Attach of an exclusive client. It returns when the client has the volume for itself: the view service
+// attachAlone is Attach of an exclusive client. It returns when the client has the volume to itself: the view service
 // has its claim, the primary has let it in, knowing of the claim, and the view service has ended all others for good (G11).
 func (d *device) attachAlone(ctx context.Context, c blockdev.Client) (_ blockdev.Session, err error) {
 	g, name := d.g, d.st.Volume.Name

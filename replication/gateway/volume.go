@@ -17,7 +17,7 @@ type ViewService interface {
 	// error that wraps viewsvc.ErrNotFound says that there is no such volume.
 	Watch(ctx context.Context, name string, news uint64) (viewsvc.VolumeStatus, error)
 	Status(ctx context.Context) (viewsvc.ClusterStatus, error)
-	// Claim changes who has a volume for itself. An error that wraps viewsvc.ErrClaimed says who has it.
+	// Claim changes who has a volume to itself. An error that wraps viewsvc.ErrClaimed says who has it.
 	Claim(ctx context.Context, name string, c viewsvc.ClaimChange) (viewsvc.Claim, error)
 }
 
