@@ -29,7 +29,7 @@ type batch struct {
 	keys   []uint64 // block << opBits | index into ops
 	gather []byte
 
-	// done is the last record that is in the image. A batch that was refused (full.go) goes on behind it: blocks that it
+	// done: records up to this one are in the image. A batch that was refused (full.go) goes on behind it: blocks that it
 	// has brought their newest version have no entry any more that would hide an older one.
 	done wal.LSN
 }
@@ -164,7 +164,6 @@ func (s *Store) applyFrame(f wal.Frame, info frameInfo, buf []byte, at int) erro
 				if err := s.applyZero(zeroExtent{r.Block, r.Block + uint64(r.Count), lsn, sum}); err != nil {
 					return err
 				}
-				b.done = lsn
 				continue
 			}
 			for k := range uint64(r.Count) {
