@@ -25,8 +25,10 @@ type scanner struct {
 // scanBytes is how much is read at a time when nothing larger is asked for.
 const scanBytes = 1 << 20
 
-// prefetchBytes is how far the disk reads ahead.
-const prefetchBytes = 8 << 20
+// prefetchBytes is how far the disk reads ahead: as far as the next read goes, in many requests at once, and no farther.
+// Another log's sync on the same disk waits behind all of it: 60 ms beside 8 MiB of it, 0.3 ms beside 1 MiB, which is read at
+// two thirds of the speed.
+const prefetchBytes = scanBytes
 
 // bytes gives n bytes at p, which must not reach past the segment. They live until the next call.
 func (sc *scanner) bytes(p Pos, n int) ([]byte, error) {
@@ -49,7 +51,7 @@ func (sc *scanner) bytes(p Pos, n int) ([]byte, error) {
 	return sc.buf[:n], nil
 }
 
-// prefetch lets the disk read what follows while what is there is being verified.
+// prefetch lets the disk begin with all that is going to be read.
 func (sc *scanner) prefetch(p Pos) {
 	file, off := sc.l.locate(p)
 	if f, ok := file.(vfs.Prefetcher); ok {
