@@ -53,6 +53,19 @@ func longest(gaps []gap) (most time.Duration) {
 
 // recruit brings a backup back on an empty disk, until it is a member again.
 func recruit(ctx context.Context, c *cluster.Cluster, l *load) (during, after pause, err error) {
+	return back(ctx, c, l, func(id string) error { return os.RemoveAll(c.DataDir(id)) })
+}
+
+// away is how long a backup is away that comes back with its data.
+const away = time.Second
+
+// comeBack brings a backup back that was away, until it is a member again.
+func comeBack(ctx context.Context, c *cluster.Cluster, l *load) (during, after pause, err error) {
+	return back(ctx, c, l, func(string) error { return wait(ctx, away) })
+}
+
+// back kills a backup and starts it again when meanwhile has been.
+func back(ctx context.Context, c *cluster.Cluster, l *load, meanwhile func(id string) error) (during, after pause, err error) {
 	id, err := c.Backup(ctx)
 	if err != nil {
 		return during, after, err
@@ -61,7 +74,7 @@ func recruit(ctx context.Context, c *cluster.Cluster, l *load) (during, after pa
 	if err := c.AwaitState(ctx, safeLimit, "degraded"); err != nil {
 		return during, after, err
 	}
-	if err := os.RemoveAll(c.DataDir(id)); err != nil {
+	if err := meanwhile(id); err != nil {
 		return during, after, err
 	}
 	return beside(ctx, l, func() error {
@@ -70,7 +83,7 @@ func recruit(ctx context.Context, c *cluster.Cluster, l *load) (during, after pa
 			return err
 		}
 		err := c.AwaitState(ctx, safeLimit, "safe")
-		fmt.Fprintf(os.Stderr, "%s came back on an empty disk in %v\n", id, time.Since(began).Round(time.Millisecond))
+		fmt.Fprintf(os.Stderr, "%s came back in %v\n", id, time.Since(began).Round(time.Millisecond))
 		return err
 	})
 }

@@ -23,7 +23,7 @@ func TestPausesAreMeasuredAndExplained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := measure(t.Context(), options{Tool: cluster.Tool{Binary: binary}, quiet: 1, kills: 1, handovers: 1}, dir)
+	r, err := measure(t.Context(), options{Tool: cluster.Tool{Binary: binary}, quiet: 1, kills: 1, handovers: 1, sync: "always", logSize: "192M"}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,9 +9,9 @@
 // read may return; and the probe, which writes one 4 KiB block after the other. A pause is the longest time between two
 // of the probe's acknowledgements, of those that span the making of the next view, or come between it and the new primary's
 // first answer. For comparison: "nothing" is the longest one among as many writes when nothing happens. While a node that
-// was lost comes back, all of them rest, but for -recruits and -grows: a backup is copied anew, the volume is made larger
-// under the load, and the longest pause meanwhile is held against that of as long a time in which nothing happens. The
-// command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
+// was lost comes back, all of them rest, but for -recruits, -returns and -grows: a backup is copied anew, or gets what it
+// missed, or the volume is made larger under the load, and the longest pause meanwhile is held against that of as long a time
+// in which nothing happens. The command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
 //
@@ -39,7 +39,9 @@ type options struct {
 	quiet                   int
 	kills, handovers, stops int
 	stopped                 time.Duration
-	recruits, grows         int
+	recruits, returns       int
+	grows                   int
+	sync, logSize           string
 }
 
 func main() {
@@ -52,6 +54,9 @@ func main() {
 	flag.DurationVar(&o.stopped, "stopped", 10*time.Second, "how long it stays stopped")
 	flag.IntVar(&o.grows, "grows", 5, "times the volume is made larger")
 	flag.IntVar(&o.recruits, "recruits", 3, "times a backup comes back on an empty disk")
+	flag.IntVar(&o.returns, "returns", 3, "times a backup comes back with its data, after a second")
+	flag.StringVar(&o.sync, "sync", "always", "the volume's sync mode: always, flush")
+	flag.StringVar(&o.logSize, "log-size", "1G", "size of the replicas' logs")
 	flag.Parse()
 	o.Main([]string{"fio"}, func(ctx context.Context, dir string) (cluster.Report, error) { return measure(ctx, o, dir) })
 }

@@ -75,7 +75,8 @@ func stop(ctx context.Context, c *cluster.Cluster, o options) (func() error, err
 
 // measure starts everything, and lets all events happen.
 func measure(ctx context.Context, o options, dir string) (*report, error) {
-	c, err := cluster.Start(ctx, cluster.Options{Binary: o.Binary, Dir: dir, Size: "512M"})
+	c, err := cluster.Start(ctx, cluster.Options{Binary: o.Binary, Dir: dir, Size: "512M", Sync: o.sync,
+		NodeArgs: []string{"--log-size", o.logSize}})
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func measure(ctx context.Context, o options, dir string) (*report, error) {
 		name    string
 		times   int
 		happens func(context.Context, *cluster.Cluster, *load) (during, after pause, err error)
-	}{{"the volume grows", o.grows, grow}, {"a backup is copied anew", o.recruits, recruit}} {
+	}{{"the volume grows", o.grows, grow}, {"a backup is copied anew", o.recruits, recruit}, {"a backup comes back", o.returns, comeBack}} {
 		if w.times == 0 {
 			continue
 		}
