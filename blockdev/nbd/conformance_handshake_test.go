@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 )
 
@@ -28,6 +29,16 @@ var handshakeCases = []conformanceCase{
 		r.option(optExportName, []byte("disk"))
 		r.want(uint64(diskSize))
 		r.read(2)
+		r.request(0, cmdFlush, 1, 0, 0)
+		r.wantSimple(0, 1)
+	}},
+	{quality, "a client without fixed newstyle gets in by EXPORT_NAME", func(t testing.TB, p *peer) {
+		r := p.dial(t)
+		r.hello(0)
+		r.option(optExportName, []byte("disk"))
+		r.want(uint64(diskSize))
+		r.read(2)
+		r.want(make([]byte, 124))
 		r.request(0, cmdFlush, 1, 0, 0)
 		r.wantSimple(0, 1)
 	}},
@@ -155,6 +166,39 @@ var handshakeCases = []conformanceCase{
 		}
 	}},
 	{must, "STRUCTURED_REPLY with data gets ERR_INVALID", refusesOption(optStructured, []byte("x"), errInvalid)},
+	{quality, "STRUCTURED_REPLY a second time is answered in step", func(t testing.TB, p *peer) {
+		r := p.dial(t)
+		r.hello(3)
+		r.option(optStructured, nil)
+		r.wantReply(optStructured, repAck)
+		r.option(optStructured, nil)
+		if kind, _ := r.reply(optStructured); kind != repAck && kind != errInvalid {
+			t.Fatalf("reply %#x", kind)
+		}
+		r.goIn()
+		r.request(0, cmdFlush, 1, 0, 0)
+		r.wantSuccess(1)
+	}},
+	{must, "SET_META_CONTEXT for an unknown export gets ERR_UNKNOWN", func(t testing.TB, p *peer) {
+		r := p.dial(t)
+		r.hello(3)
+		r.option(optStructured, nil)
+		r.wantReply(optStructured, repAck)
+		for _, option := range []uint32{optListMeta, optSetMeta} {
+			r.option(option, metaData("no such export", "base:allocation"))
+			r.wantReply(option, errUnknown)
+		}
+		r.goIn()
+	}},
+	{quality, "a name of 5000 bytes is refused in step", func(t testing.TB, p *peer) {
+		r := p.dial(t)
+		r.hello(3)
+		r.option(optGo, goData(strings.Repeat("x", 5000)))
+		if kind, _ := r.reply(optGo); kind&(1<<31) == 0 {
+			t.Fatalf("reply %#x", kind)
+		}
+		r.goIn()
+	}},
 	{should, "SET_META_CONTEXT before structured replies gets ERR_INVALID", refusesOption(optSetMeta, metaData("disk", "base:allocation"), errInvalid)},
 	{must, "LIST_META_CONTEXT without queries lists base:allocation", listsContext()},
 	{must, "LIST_META_CONTEXT takes base: for all of the namespace", listsContext("base:")},

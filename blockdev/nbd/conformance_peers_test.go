@@ -4,16 +4,17 @@ package nbd_test
 
 // nbdkit 1.32 with its memory plugin, which serves the same disk under every name.
 var nbdkitFailures = map[string]string{
-	"DISC ends the connection after what is pending":   "what is pending may get ESHUTDOWN",
-	"EXPORT_NAME of an unknown export closes":          "any name is an export",
-	"LIST names the export":                            "it lists the default export only",
-	"INFO of an unknown export gets ERR_UNKNOWN":       "any name is an export",
-	"GO to an unknown export gets ERR_UNKNOWN":         "any name is an export",
-	"block sizes make sense":                           "the plugin has none to tell",
-	"name and description are told when asked for":     "the plugin has no description",
-	"BLOCK_STATUS never tells of more than was asked":  "it tells of the whole page of its memory",
-	"space that NO_HOLE keeps is no hole":              "zeroed pages are given back",
-	"overlapping writes at the same time are not torn": "requests are done page by page",
+	"DISC ends the connection after what is pending":          "what is pending may get ESHUTDOWN",
+	"EXPORT_NAME of an unknown export closes":                 "any name is an export",
+	"LIST names the export":                                   "it lists the default export only",
+	"INFO of an unknown export gets ERR_UNKNOWN":              "any name is an export",
+	"GO to an unknown export gets ERR_UNKNOWN":                "any name is an export",
+	"SET_META_CONTEXT for an unknown export gets ERR_UNKNOWN": "any name is an export",
+	"block sizes make sense":                                  "the plugin has none to tell",
+	"name and description are told when asked for":            "the plugin has no description",
+	"BLOCK_STATUS never tells of more than was asked":         "it tells of the whole page of its memory",
+	"space that NO_HOLE keeps is no hole":                     "zeroed pages are given back",
+	"overlapping writes at the same time are not torn":        "requests are done page by page",
 }
 
 // qemu-nbd 7.2 with a raw file.
@@ -49,6 +50,10 @@ var nbdServerFailures = map[string]string{
 	"DF is offered with structured replies only":                       noStructured,
 	"STRUCTURED_REPLY with data gets ERR_INVALID":                      noStructured,
 	"SET_META_CONTEXT before structured replies gets ERR_INVALID":      noStructured,
+	"STRUCTURED_REPLY a second time is answered in step":               noStructured,
+	"SET_META_CONTEXT for an unknown export gets ERR_UNKNOWN":          noStructured,
+	"BLOCK_STATUS past the end gets EINVAL":                            noStructured,
+	"a name of 5000 bytes is refused in step":                          "it answers nothing",
 	"LIST_META_CONTEXT without queries lists base:allocation":          noStructured,
 	"LIST_META_CONTEXT takes base: for all of the namespace":           noStructured,
 	"LIST_META_CONTEXT takes a full name":                              noStructured,

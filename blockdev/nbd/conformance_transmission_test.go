@@ -91,6 +91,33 @@ var transmissionCases = []conformanceCase{
 		r.wantReads(4096, 1, 2)
 		r.wantEnd()
 	}},
+	{must, "cookies come back as they were", func(t testing.TB, p *peer) {
+		r := p.attach(t)
+		for _, cookie := range []uint64{0, 1<<64 - 1, 0x67446698_67446698, 0x25609513 << 32} {
+			r.request(0, cmdWrite, cookie, 0, 4, "data")
+			r.wantSimple(0, cookie)
+			r.request(0, cmdRead, cookie, 0, 4)
+			r.wantSimple(0, cookie, "data")
+		}
+	}},
+	{must, "zeroes and trims are not bound by the largest payload", func(t testing.TB, p *peer) {
+		r := p.attach(t)
+		r.request(0, cmdWrite, 1, diskSize-4, 4, "data")
+		r.wantSimple(0, 1)
+		r.request(0, cmdTrim, 2, 0, diskSize)
+		r.wantSimple(0, 2)
+		r.request(0, cmdZeroes, 3, 0, diskSize)
+		r.wantSimple(0, 3)
+		r.request(0, cmdRead, 4, diskSize-4, 4)
+		r.wantSimple(0, 4, make([]byte, 4))
+	}},
+	{should, "BLOCK_STATUS past the end gets EINVAL", func(t testing.TB, p *peer) {
+		r, _ := p.attachStructured(t)
+		r.request(0, cmdStatus, 1, diskSize-1, 2)
+		r.wantError(einval, 1)
+		r.request(0, cmdFlush, 2, 0, 0)
+		r.wantSuccess(2)
+	}},
 	{should, "reading past the end gets EINVAL", refuses(cmdRead, 0, diskSize-1, 2, einval)},
 	{should, "reading at the end gets EINVAL", refuses(cmdRead, 0, diskSize, 1, einval)},
 	{should, "reading at an offset that wraps around gets EINVAL", refuses(cmdRead, 0, 1<<64-1, 2, einval)},
