@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"lockstep/blockdev"
+	"lockstep/viewsvc"
 	"lockstep/wal/vfs/memfs"
 )
 
@@ -164,6 +165,38 @@ func TestBlockThatTheDiskDoesNotGiveIsFetched(t *testing.T) {
 		g.mustComplete(c, q)
 		if q.Err != nil || blockVersion(q.Data) != 8 || !written.Load() {
 			t.Errorf("read version %d, error %v, written %v", blockVersion(q.Data), q.Err, written.Load())
+		}
+	})
+}
+
+// A member that had to go has the only good copy of a block: its checksum at the primary says that it is the right one.
+func TestBlockIsRepairedFromAMemberThatHadToGo(t *testing.T) {
+	bubble(t, 2, groupOptions{}, func(g *group, _ *memNet) {
+		g.mustComplete(g.attachTo(g.open(2)), writeVersion(7, 8))
+		time.Sleep(time.Second) // everybody knows that it is committed
+		g.stop("b")             // now the images have it
+		g.stop("a")
+		g.start("a")
+		g.start("b")
+		primary := g.open(2)
+		id, other := primary.ID(), viewsvc.ReplicaID("a")
+		if id == "a" {
+			other = "b"
+		}
+		flip(t, g.all[id].fs, "data.img", versionBlock(7, 8))
+		defer g.pin()()
+		g.deafen(id, true) // it cannot take the other back
+		g.mu.Lock()
+		g.makeLocked(id, nil, g.view.Tenure)
+		v := g.view
+		g.mu.Unlock()
+		primary.do(func(c *Core) { c.Observe(v) })
+		c := g.attachTo(primary)
+		q := readBlock(7)
+		c.s.Submit([]*blockdev.Request{q})
+		primary.do(func(c *Core) { c.Recruits([]viewsvc.ReplicaID{other}) }) // a moment later
+		if o := c.outcome(patience); o != isCompleted || q.Err != nil || blockVersion(q.Data) != 8 {
+			t.Errorf("the read %s with error %v as version %d", o, q.Err, blockVersion(q.Data))
 		}
 	})
 }

@@ -54,7 +54,7 @@
 //	Sums      peer     nothing if its sums are the same, else they
 //	Mend      primary  a block's content as of the commit LSN
 //	Fetch     primary  a block's number, on a connection of its own  Block
-//	Block     backup   its content as of an LSN; nothing if it is bad there, too
+//	Block     peer     its content as of an LSN; nothing if it is bad there, too
 //	Ack       peer     written LSN, durable LSN, view and tenure it is in, nonce, newest grant, whether it is a suspect
 //
 // # Steps
@@ -81,7 +81,8 @@
 //     stood has a trial before it joins again: as a learner it has to keep pace, within half a second, for 3 s the first
 //     time and twice as long each further time.
 //  6. Repair. A block of the primary's image that fails its checksum is fetched from a backup, as of the backup's commit
-//     point; the store refuses it if the block may have changed since, and it is fetched again.
+//     point; the store refuses it if the block may have changed since, and it is fetched again. A learner is asked as well,
+//     and believed if the checksum here says that this was the content.
 //     A gateway that sends a write again, here or to the next primary, is answered and the write is not carried out a
 //     second time (replay.go: R1–R3).
 //  7. Exclusive attachment. The view service says who has the volume to itself (viewsvc.Claim), with the orders; the

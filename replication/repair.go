@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"lockstep/blockdev"
@@ -15,6 +16,9 @@ import (
 // A block at the primary that fails its checksum, in the image or in the log, is fetched from a backup: a connection of
 // its own carries Fetch and is answered with Block, or closed. The other's committed content is verified by its own
 // checksum when it is read; Store.Repair refuses it if the block may have changed since.
+//
+// A learner may lack what is committed, and is asked all the same: a member that had to go a moment ago may have the only
+// good copy. What it says counts if it is the very content that the checksum here belongs to, however old that is.
 
 // Limits of a repair.
 const (
@@ -32,10 +36,12 @@ type fetch struct {
 	To      viewsvc.ReplicaID `json:"to"`
 	View    viewsvc.ViewNum   `json:"view"`
 	Block   uint64            `json:"block"`
+
+	outside bool // a learner is asked
 }
 
 var (
-	errNoCopy   = errors.New("replication: no member has a good copy")
+	errNoCopy   = errors.New("replication: no replica has a good copy")
 	errBadThere = errors.New("replication: the block is bad there, too")
 )
 
@@ -97,7 +103,8 @@ func (r *Replica) repairAndRead(err error, read func(uint64, []byte) error, bloc
 	}
 }
 
-// repair replaces a bad block by another member's. errNoCopy: each of them has said that its own is bad, or there is none.
+// repair replaces a bad block by another replica's. errNoCopy: each other member has said that its own is bad. Where there is
+// none it takes as long as if one did not answer: one that had to go is a learner soon.
 func (r *Replica) repair(block uint64) error {
 	var err error
 	for try := range repairTries {
@@ -106,28 +113,32 @@ func (r *Replica) repair(block uint64) error {
 				return r.ctx.Err()
 			}
 		}
-		fetches := r.fetches(block)
-		bad := 0
-		for _, f := range fetches {
+		members, bad := 0, 0
+		for _, f := range r.fetches(block) {
 			data, asOf, e := r.fetchBlock(f)
+			if f.outside {
+				asOf = 0
+			} else {
+				members++
+			}
 			if e == nil {
 				if e = r.store.Repair(block, data, asOf); e == nil {
 					return nil
 				}
 			}
-			if errors.Is(e, errBadThere) {
+			if errors.Is(e, errBadThere) && !f.outside {
 				bad++
 			}
 			err = fmt.Errorf("replication: repair block %d from %s: %w", block, f.To, e)
 		}
-		if bad == len(fetches) {
+		if bad == members && (members > 0 || try == repairTries-1) {
 			return errNoCopy
 		}
 	}
 	return err
 }
 
-// fetches are the questions to ask: a primary asks each backup, a backup asks the primary.
+// fetches are the questions to ask: a primary asks each backup, and then the learners, a backup asks the primary.
 func (r *Replica) fetches(block uint64) []fetch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,9 +150,16 @@ func (r *Replica) fetches(block uint64) []fetch {
 		}
 		peers = []viewsvc.ReplicaID{v.Primary}
 	}
-	list := make([]fetch, len(peers))
-	for i, p := range peers {
-		list[i] = fetch{Cluster: r.opts.Cluster, Volume: v.Volume, From: r.id, To: p, View: v.Num, Block: block}
+	ask := fetch{Cluster: r.opts.Cluster, Volume: v.Volume, From: r.id, View: v.Num, Block: block}
+	var list []fetch
+	for _, ask.To = range peers {
+		list = append(list, ask)
+	}
+	ask.outside = true
+	for _, ask.To = range r.core.Targets() {
+		if !v.Has(ask.To) {
+			list = append(list, ask)
+		}
 	}
 	return list
 }
@@ -176,13 +194,13 @@ func (r *Replica) fetchBlock(f fetch) ([]byte, wal.LSN, error) {
 	return body, wal.LSN(m.A), nil
 }
 
-// ServeFetch answers a member that repairs a block. The present view's primary is answered by a backup: a learner may
-// lack what is committed. A backup is answered by its view's primary, once that has begun to serve. The word of
-// an old primary that was cut off does no harm: Store.Repair takes no content that is older than the block's last change here.
+// ServeFetch answers a member that repairs a block. The present view's primary is answered by a backup, or a learner. A
+// backup is answered by its view's primary, once that has begun to serve. The word of an old primary that was cut off
+// does no harm: Store.Repair takes no content that is older than the block's last change here.
 func (r *Replica) ServeFetch(conn net.Conn, f fetch) error {
 	r.mu.Lock()
 	v := r.core.View()
-	ok := !r.closed && (r.core.State() == StateBackup && r.core.Accepts(f.From, f.View) ||
+	ok := !r.closed && (r.core.Accepts(f.From, f.View) ||
 		r.core.State() == StateOpen && v.Num == f.View && v.Has(f.From))
 	if ok {
 		r.running++ // the store stays open
