@@ -15,6 +15,7 @@ const (
 	blockSectors  = blockdev.BlockSize / sector
 	clientTimeout = 1500 * time.Millisecond
 	watchEvery    = 250 * time.Millisecond
+	eagerThink    = 4 * time.Millisecond
 )
 
 // hotRuns are the runs of blocks that are written: few, so that much happens to each, one across two regions. There are
@@ -99,7 +100,11 @@ func (k *client) work() {
 			}
 			k.s.submit(ops)
 		}
-		k.g.p.sleep(w.between(k.think/4, 2*k.think))
+		think := k.think
+		if k.g.eager {
+			think = eagerThink
+		}
+		k.g.p.sleep(w.between(think/4, 2*think))
 	}
 }
 
@@ -121,6 +126,8 @@ func (k *client) invent() *op {
 	}
 	q := &o.req
 	switch x := w.rng.IntN(20); {
+	case k.g.eager:
+		q.Op = blockdev.OpRead
 	case x < 9:
 		q.Op = blockdev.OpWrite
 	case x < 17:

@@ -69,12 +69,14 @@ type cluster struct {
 
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x10c557e9)) }
 
-// newCluster makes the system of a seed. faults are the kinds that there may be; nil: all.
-func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
+// newCluster makes the system of a seed.
+func newCluster(seed uint64, like profile, trace func(string)) *cluster {
 	w := &world{rng: newRand(seed), trace: trace}
 	c := &cluster{w: w, history: &history{}, damagedBlocks: map[uint64]bool{}, copying: map[viewsvc.ReplicaID]viewsvc.ReplicaID{}}
 	c.net = &network{w: w, blocked: map[hostPair]int{}, slow: map[hostPair]time.Duration{}, accept: c.accept}
-	c.copies = 2 + w.rng.IntN(2)
+	if c.copies = 2 + w.rng.IntN(2); like.three {
+		c.copies = 3
+	}
 	c.segmentBytes = 192 << 10
 	c.logBytes = c.segmentBytes * int64(3+w.rng.IntN(3))
 	c.diskTime = []time.Duration{5, 50, 400, 3000}[w.rng.IntN(4)] * time.Microsecond
@@ -93,8 +95,8 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 		c.minCopies = 2
 	}
 	c.operator = w.one(2)
-	c.claims = w.one(8)
-	if c.leases = w.one(2); c.leases {
+	c.claims = w.one(8) || like.claims
+	if c.leases = w.one(2) || like.leases; c.leases {
 		w.stats.note(leasedRead)
 	}
 	c.stormTime = w.between(time.Second, 6*time.Second)
@@ -115,8 +117,8 @@ func newCluster(seed uint64, faults []fault, trace func(string)) *cluster {
 	for i := range c.copies + w.rng.IntN(3) {
 		c.machines = append(c.machines, newMachine(c, fmt.Sprintf("n%d", i+1)))
 	}
-	c.nemesis = newNemesis(c, faults)
-	if faults == nil && seed%agingSeeds == 0 || slices.Contains(faults, faultPutBack) { // likewise
+	c.nemesis = newNemesis(c, like.faults)
+	if like.faults == nil && seed%agingSeeds == 0 || slices.Contains(like.faults, faultPutBack) { // likewise
 		c.ages = true
 		c.stormTime += agingTime
 	}

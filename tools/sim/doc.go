@@ -4,7 +4,7 @@
 //	go run ./tools/sim -seeds 20000          many runs
 //	go run ./tools/sim -seed 7 -trace        one run, one line an event
 //	go run ./tools/sim -soak 1h
-//	go run ./tools/sim -faults kill,oneway   only these kinds of faults
+//	go run ./tools/sim -faults kill,oneway   only these kinds of faults; claims, leases, three: each run has these, and 3 copies
 //	go run ./tools/sim -mutants all          does it find each broken rule?
 //
 // # What is real

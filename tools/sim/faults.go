@@ -53,17 +53,33 @@ var faultNames = [faultCount]string{faultKill: "kill", faultPower: "power", faul
 	faultLeader: "leader", faultViewServer: "viewserver", faultClock: "clock", faultGateway: "gateway", faultRestart: "restart", faultUpgrade: "upgrade",
 	faultVerify: "verify", faultScrub: "scrub", faultStrand: "strand", faultForce: "force", faultPutBack: "putback"}
 
-// parseFaults reads a list of names.
-func parseFaults(list string) ([]fault, error) {
-	var faults []fault
+// profile is what runs have to be like: the zero one leaves all of it to the seed.
+type profile struct {
+	faults []fault // the only kinds; nil: all
+	leases bool    // clocks are good enough for them
+	claims bool    // some clients want the volume for themselves
+	three  bool    // copies, at least
+}
+
+// parseProfile reads a list of names: of faults, and of what else runs are to have.
+func parseProfile(list string) (profile, error) {
+	var p profile
 	for name := range strings.SplitSeq(list, ",") {
-		i := slices.Index(faultNames[:], name)
-		if i < 0 {
-			return nil, fmt.Errorf("there is no fault %q; there are %s", name, strings.Join(faultNames[:], ", "))
+		switch i := slices.Index(faultNames[:], name); {
+		case i >= 0:
+			p.faults = append(p.faults, fault(i))
+		case name == "leases":
+			p.leases = true
+		case name == "claims":
+			p.claims = true
+		case name == "three":
+			p.three = true
+		case name != "":
+			return profile{}, fmt.Errorf("there is no fault %q; there are %s; and with leases, claims, three (copies) each run has these",
+				name, strings.Join(faultNames[:], ", "))
 		}
-		faults = append(faults, fault(i))
 	}
-	return faults, nil
+	return p, nil
 }
 
 func (n *nemesis) do(f fault, m *machine) {

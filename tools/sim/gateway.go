@@ -23,6 +23,7 @@ type gatewayProc struct {
 	flight   gateway.Flight
 	sessions []*session        // of clients, and those that are fenced
 	route    route             // to the primary
+	eager    bool              // its clients read as fast as they can, for now
 	heard    bool              // it knows the volume
 	claim    viewsvc.Claim     // the newest that it heard of
 	newest   map[string]uint64 // generation of each name that a client brought

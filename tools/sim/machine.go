@@ -112,22 +112,10 @@ func (m *machine) start() {
 	p := m.p
 	p.Go(func() {
 		if err := m.open(viewsvc.Volume{}); err != nil && !errors.Is(err, blockdev.ErrNotReplica) && !errors.Is(err, blockdev.ErrHalfFormatted) {
-			m.refused(err)
+			m.w.fail("%s cannot open its replica, whatever was done to it: %v", m.name, err)
 		}
 		p.Go(func() { m.pingLoop(p) })
 	})
-}
-
-// refused is a replica that cannot be opened: the operator moves its directory away.
-func (m *machine) refused(err error) {
-	m.w.tr("%s: %v", m.name, err)
-	if !m.c.mayLose(m) {
-		m.w.fail("%s cannot open its replica, which nothing was done to: %v", m.name, err)
-		return
-	}
-	if err := blockdev.Remove(m.fs, volumeDir); err != nil {
-		m.w.tr("%s: remove: %v", m.name, err)
-	}
 }
 
 // open opens the replica that is on the disk.

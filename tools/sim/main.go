@@ -35,26 +35,23 @@ func main() {
 		soak    = flag.Duration("soak", 0, "play seeds for so long instead")
 		profile = flag.String("cpuprofile", "", "write a CPU profile to this file")
 		stop    = flag.Bool("stop", false, "stop at the first seed that fails")
-		only    = flag.String("faults", "", "play only these kinds of faults, separated by commas")
+		only    = flag.String("faults", "", "play only these kinds of faults, separated by commas, and with leases, claims, three copies")
 		hunt    = flag.String("mutants", "", "break one rule of the protocol at a time, \"all\" or the one that is named, and look whether it is found")
 		workers = flag.Int("workers", runtime.NumCPU(), "how many to play at a time")
 	)
 	flag.Parse()
 	debug.SetGCPercent(gcPercent) // a run makes much garbage, of which little lives long
 	debug.SetMemoryLimit(memoryLimit)
-	var faults []fault
-	if *only != "" {
-		var err error
-		if faults, err = parseFaults(*only); err != nil {
-			fmt.Fprintln(os.Stderr, "sim:", err)
-			os.Exit(64)
-		}
+	like, err := parseProfile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sim:", err)
+		os.Exit(64)
 	}
 	if *hunt != "" {
 		os.Exit(huntAll(*hunt, int(*seeds)))
 	}
 	if *seed != 0 {
-		os.Exit(playOne(*seed, faults, *trace))
+		os.Exit(playOne(*seed, like, *trace))
 	}
 	if *profile != "" {
 		f, err := os.Create(*profile)
@@ -64,17 +61,17 @@ func main() {
 		}
 		pprof.StartCPUProfile(f)
 	}
-	code := playMany(*first, *seeds, *soak, *workers, faults, *stop)
+	code := playMany(*first, *seeds, *soak, *workers, like, *stop)
 	pprof.StopCPUProfile()
 	os.Exit(code)
 }
 
-func playOne(seed uint64, faults []fault, trace bool) int {
+func playOne(seed uint64, like profile, trace bool) int {
 	var tr func(string)
 	if trace {
 		tr = func(l string) { fmt.Println(l) }
 	}
-	c := newCluster(seed, faults, tr)
+	c := newCluster(seed, like, tr)
 	bad := c.run()
 	fmt.Printf("seed %d: %d machines, %d copies, %d views, %d operations answered, %v, %d turns\n", seed, len(c.machines), c.copies,
 		len(c.views.history), c.w.stats.acks, c.w.now, c.w.turns)
@@ -89,14 +86,14 @@ func playOne(seed uint64, faults []fault, trace bool) int {
 const maxTraces = 3
 
 // keepTrace plays a seed that failed once more, writes down what happens, one line an event, and tells where.
-func keepTrace(seed uint64, faults []fault, bad string) string {
+func keepTrace(seed uint64, like profile, bad string) string {
 	f, err := os.CreateTemp("", fmt.Sprintf("sim-seed-%d-*.txt", seed))
 	if err != nil {
 		return err.Error()
 	}
 	defer f.Close()
 	out := bufio.NewWriter(f)
-	again := newCluster(seed, faults, func(l string) { fmt.Fprintln(out, l) }).run()
+	again := newCluster(seed, like, func(l string) { fmt.Fprintln(out, l) }).run()
 	if err := out.Flush(); err != nil {
 		return err.Error()
 	}
@@ -106,7 +103,7 @@ func keepTrace(seed uint64, faults []fault, bad string) string {
 	return fmt.Sprintf("seed %d: what happened is in %s", seed, f.Name())
 }
 
-func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, stop bool) int {
+func playMany(first, n uint64, soak time.Duration, workers int, like profile, stop bool) int {
 	var (
 		next   atomic.Uint64
 		over   atomic.Bool
@@ -124,7 +121,7 @@ func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, 
 				if soak > 0 && time.Since(began) > soak || soak == 0 && s >= first+n || stop && over.Load() {
 					return
 				}
-				c := newCluster(s, faults, nil)
+				c := newCluster(s, like, nil)
 				bad := c.run()
 				mu.Lock()
 				total.add(&c.w.stats)
@@ -137,7 +134,7 @@ func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, 
 				}
 				mu.Unlock()
 				if keep {
-					fmt.Println(keepTrace(s, faults, bad))
+					fmt.Println(keepTrace(s, like, bad))
 				}
 			}
 		})
@@ -149,7 +146,7 @@ func playMany(first, n uint64, soak time.Duration, workers int, faults []fault, 
 		took.Seconds()*1000*float64(workers)/float64(played), workers, failed, total.acks)
 	for x, name := range sometimesNames {
 		fmt.Printf("%8d %s\n", total.seen[x], name)
-		if total.seen[x] == 0 && len(faults) == 0 && (played >= enoughForAll || played >= enoughSeeds && !rare[sometimes(x)]) {
+		if total.seen[x] == 0 && len(like.faults) == 0 && (played >= enoughForAll || played >= enoughSeeds && !rare[sometimes(x)]) {
 			fmt.Printf("FAIL in %d seeds there was never: %s\n", played, name)
 			failed++
 		}

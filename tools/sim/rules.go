@@ -72,7 +72,7 @@ var rules = []rule{
 		{"replication/effects.go", "				err = r.saveHard()\n			}\n			if err != nil {\n				r.poison(a, err)", "				if " + mutant.Off("forgetview") + " {\n err = r.saveHard()\n }\n			}\n			if err != nil {\n				r.poison(a, err)"}}},
 	{"nonumbers", "kill,pause,split,reset", 1, []edit{ // a request that is sent again is carried out again
 		{"replication/replay.go", "	if !s.numbered(q) || slot >= len(s.space.slots) {", "	if !s.numbered(q) || slot >= len(s.space.slots) || " + mutant.On("nonumbers") + " {"}}},
-	{"nosessions", "wipe,restart,reset", 2700, []edit{ // a region copy leaves out which requests were carried out
+	{"nosessions", "wipe,kill,reset", 200, []edit{ // a region copy leaves out which requests were carried out
 		{"replication/ship.go", "	q.pushEncoded(msg{Type: msgSessions,", "	if " + mutant.On("nosessions") + " {\n sessions = s.r.store.Sessions()[:0]\n }\n	q.pushEncoded(msg{Type: msgSessions,"}}},
 	{"nofence", "slowdisk,pause", 1, []edit{ // an older attachment of a session goes on
 		{"replication/session.go", "	if old != nil {\n		old.fenceLocked()", "	if old != nil && " + mutant.Off("nofence") + " {\n		old.fenceLocked()"},
@@ -86,24 +86,24 @@ var rules = []rule{
 	{"unfinished", "force,kill,blackout,wipe", 1, []edit{ // an unfinished copy is forced, and serves
 		{"viewsvc/operator.go", "	case rep.Copying &&", "	case " + mutant.Off("unfinished") + " && rep.Copying &&"},
 		{"replication/order.go", "	if r.store.Copying() {\n		r.poison(a, errHalfCopy)", "	if r.store.Copying() && " + mutant.Off("unfinished") + " {\n		r.poison(a, errHalfCopy)"}}},
-	{"nograntwait", "strand", 1, []edit{ // a new primary opens though its promise to another still runs
+	{"nograntwait", "strand,leases", 1, []edit{ // a new primary opens though its promise to another still runs
 		{"replication/core_primary.go", "|| c.promised() {", "|| c.promised() && " + mutant.Off("nograntwait") + " {"}}},
-	{"forgetgrant", "strand,slowlink", 1, []edit{ // a restarted replica takes itself to have promised nothing
+	{"forgetgrant", "strand,slowlink,leases", 1, []edit{ // a restarted replica takes itself to have promised nothing
 		{"replication/core.go", "		c.given.until = s.Now.add(grantMax)\n", "		if " + mutant.Off("forgetgrant") + " {\n c.given.until = s.Now.add(grantMax)\n }\n"}}},
-	{"leaseofone", "strand,split", 5800, []edit{ // one peer's grant is good for all
+	{"leaseofone", "strand,leases,three", 1, []edit{ // one peer's grant is good for all
 		{"replication/core_lease.go", "		p.lease = max(p.lease, until)\n", "		p.lease = max(p.lease, until)\n		for _, q := range c.peers {\n if " + mutant.On("leaseofone") + " {\n q.lease = max(q.lease, until)\n }\n }\n"}}},
-	{"leasefromack", "strand,slowlink", 500, []edit{ // a lease counts from when the grant arrived
+	{"leasefromack", "strand,slowlink,leases", 1, []edit{ // a lease counts from when the grant arrived
 		{"replication/core_primary.go", "	c.granted(p, a.Lease)\n", "	if " + mutant.On("leasefromack") + " && a.Lease != 0 {\n a.Lease += c.now - c.lease.asked()\n c.lease.latest = max(c.lease.latest, a.Lease)\n }\n	c.granted(p, a.Lease)\n"}}},
-	{"longlease", "strand", 2300, []edit{ // a grant is relied on for as long as it was given, by whatever clock
+	{"longlease", "strand,leases", 1, []edit{ // a grant is relied on for as long as it was given, by whatever clock
 		{"replication/core_lease.go", "{ return g * 8 / 10 }", "{\n if " + mutant.On("longlease") + " {\n return g\n }\n return g * 8 / 10 }"}}},
 	{"fullearly", "full,isolate,oneway,strand", 1, []edit{ // a full primary refuses writes that another may have room for
 		{"replication/full.go", "r.full >= fullTicks && r.core.alone()", "r.full >= fullTicks && (r.core.alone() || " + mutant.On("fullearly") + ")"}}},
-	{"besideowner", "leader,kill", 2200, []edit{ // a session comes back beside an owner that is about to hold the volume
+	{"besideowner", "leader,kill,claims", 1, []edit{ // a session comes back beside an owner that is about to hold the volume
 		{"replication/claim.go", "!claim.Held && r.named[claim.Owner] == nil", "!claim.Held && (r.named[claim.Owner] == nil || " + mutant.On("besideowner") + ")"}}},
-	{"crowded", "gateway,leader", 200, []edit{ // somebody is let in for himself while others are attached
+	{"crowded", "gateway,leader,claims", 1, []edit{ // somebody is let in for himself while others are attached
 		{"replication/claim.go", "case id.Exclusive && !claim.Held:", "case id.Exclusive && !claim.Held && " + mutant.Off("crowded") + ":"}}},
 	{"promotebelow", "putback,kill", 1, []edit{ // a member that forgot what it acknowledged is promoted
 		{"viewsvc/floor.go", "	return ok && v.View.Has(r) &&", "	return " + mutant.Off("promotebelow") + " && ok && v.View.Has(r) &&"}}},
-	{"olderas", "gateway,pause,isolate", 1, []edit{ // a session of before a claim comes back
+	{"olderas", "gateway,pause,isolate,claims", 1, []edit{ // a session of before a claim comes back
 		{"replication/claim.go", "	case !alive:\n", "	case !alive && " + mutant.Off("olderas") + ":\n"}}},
 }

@@ -64,7 +64,7 @@ func TestEachBrokenRuleIsFound(t *testing.T) {
 // traceOf plays a seed and returns what happened.
 func traceOf(seed uint64) string {
 	var b strings.Builder
-	newCluster(seed, nil, func(l string) { b.WriteString(l + "\n") }).run()
+	newCluster(seed, profile{}, func(l string) { b.WriteString(l + "\n") }).run()
 	return b.String()
 }
 
@@ -160,7 +160,7 @@ func TestAKilledProcessStops(t *testing.T) {
 }
 
 func TestATraceIsKeptAndIsThatOfTheSeed(t *testing.T) {
-	said := keepTrace(5, nil, "")
+	said := keepTrace(5, profile{}, "")
 	_, name, ok := strings.Cut(said, " is in ")
 	if !ok {
 		t.Fatal(said)
@@ -170,7 +170,7 @@ func TestATraceIsKeptAndIsThatOfTheSeed(t *testing.T) {
 	if err != nil || len(kept) == 0 || string(kept) != traceOf(5) {
 		t.Errorf("%d bytes in %s are not the trace: %v", len(kept), name, err)
 	}
-	if said := keepTrace(5, nil, "another failure"); !strings.Contains(said, "another way") {
+	if said := keepTrace(5, profile{}, "another failure"); !strings.Contains(said, "another way") {
 		t.Errorf("a seed that fails otherwise when it is played again: %q", said)
 	}
 }
