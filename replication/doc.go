@@ -24,8 +24,7 @@
 //	opening     primary of a new tenure; clients refused              opening (another tenure), open, backup, learner
 //	held        as recovering; may lack something (Suspects)          held (another tenure), opening, backup, learner, recovering
 //	open        primary; serves clients                               opening (another tenure), backup, learner
-//	recovering  primary of a tenure that it did not begin, or lacks   recovering, opening, held (a new tenure), backup, learner
-//	            what was acknowledged (the floor)
+//	recovering  primary of a tenure it did not begin, or below floor  recovering, opening, held (a new tenure), backup, learner
 //	poisoned    its storage failed; does nothing any more             (none)
 //
 // Every role can become poisoned. A replica begins as recovering, backup or learner, by the view that it has stored.
