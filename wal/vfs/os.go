@@ -73,15 +73,7 @@ func (OS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
-	if err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", name, ErrLocked)
-		}
-		return nil, &fs.PathError{Op: "flock", Path: name, Err: err}
-	}
-	return f, nil
+	return flock(f, unix.LOCK_EX)
 }
 
 // LockShared keeps holders of Lock out of a real directory while somebody looks at it, and changes nothing: a lock file
@@ -94,14 +86,20 @@ func LockShared(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) }); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", name, ErrLocked)
-		}
-		return nil, &fs.PathError{Op: "flock", Path: name, Err: err}
+	return flock(f, unix.LOCK_SH)
+}
+
+// flock takes a lock on an open file, which is closed if somebody else has it.
+func flock(f *os.File, how int) (io.Closer, error) {
+	err := retry(func() error { return unix.Flock(int(f.Fd()), how|unix.LOCK_NB) })
+	if err == nil {
+		return f, nil
 	}
-	return f, nil
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), ErrLocked)
+	}
+	return nil, &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
 }
 
 // osFile adds to os.File the calls that it lacks. Those use the descriptor's number, which must not be closed, and
