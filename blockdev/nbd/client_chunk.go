@@ -70,39 +70,51 @@ func (c *Conn) chunkLocked(p []byte) (missing int, rest remainder, err error) {
 		}
 		return c.dataLocked(s, header, lo, n, last)
 	case h.kind == replyTypeOffsetHole && h.length == holeChunkBytes && r.Op == blockdev.OpRead:
-		const whole = structuredReplyBytes + holeChunkBytes
-		if len(p) < whole {
-			return whole, rest, nil
-		}
-		lo, n, err := within(r, order.Uint64(p[structuredReplyBytes:]), order.Uint32(p[structuredReplyBytes+8:]))
-		if err == nil && !s.got.add(lo, lo+n) {
-			err = errScattered
-		}
-		if err != nil {
-			return 0, rest, err
-		}
-		clear(r.Data[lo : lo+n])
-		c.in.skip(whole)
-		return 0, rest, c.arrivedLocked(remainder{s, nil, last})
+		missing, err = c.holeLocked(s, p, last)
+		return missing, rest, err
 	case h.kind == replyTypeBlockStatus && r.Op == blockdev.OpExtents:
 		return c.statusLocked(s, h, last)
 	case h.kind&replyTypeErrorBit != 0 && h.length >= errorChunkBytes && h.length <= maxErrorBytes:
-		whole := structuredReplyBytes + int(h.length)
-		if len(p) < whole {
-			return whole, rest, nil
-		}
-		errno := order.Uint32(p[structuredReplyBytes:])
-		if text := order.Uint16(p[structuredReplyBytes+4:]); errno == 0 || uint32(text) > h.length-errorChunkBytes {
-			return 0, rest, fmt.Errorf("%w: error %d with a text of %d bytes in %d", ErrProtocol, errno, text, h.length)
-		}
-		s.errno = cmp.Or(s.errno, errno)
-		c.in.skip(whole)
-		if last {
-			return 0, rest, c.finishLocked(s)
-		}
-		return 0, rest, nil
+		missing, err = c.errorLocked(s, h, p, last)
+		return missing, rest, err
 	}
 	return 0, rest, fmt.Errorf("%w: chunk of type %d with %d bytes to a %v", ErrProtocol, h.kind, h.length, r.Op)
+}
+
+// holeLocked takes a part of a read that is zero.
+func (c *Conn) holeLocked(s *clientSlot, p []byte, last bool) (missing int, err error) {
+	const whole = structuredReplyBytes + holeChunkBytes
+	if len(p) < whole {
+		return whole, nil
+	}
+	lo, n, err := within(s.req, order.Uint64(p[structuredReplyBytes:]), order.Uint32(p[structuredReplyBytes+8:]))
+	if err == nil && !s.got.add(lo, lo+n) {
+		err = errScattered
+	}
+	if err != nil {
+		return 0, err
+	}
+	clear(s.req.Data[lo : lo+n])
+	c.in.skip(whole)
+	return 0, c.arrivedLocked(remainder{s, nil, last})
+}
+
+// errorLocked takes a server's word that the request failed, or a part of it. The first counts.
+func (c *Conn) errorLocked(s *clientSlot, h chunk, p []byte, last bool) (missing int, err error) {
+	whole := structuredReplyBytes + int(h.length)
+	if len(p) < whole {
+		return whole, nil
+	}
+	errno := order.Uint32(p[structuredReplyBytes:])
+	if text := order.Uint16(p[structuredReplyBytes+4:]); errno == 0 || uint32(text) > h.length-errorChunkBytes {
+		return 0, fmt.Errorf("%w: error %d with a text of %d bytes in %d", ErrProtocol, errno, text, h.length)
+	}
+	s.errno = cmp.Or(s.errno, errno)
+	c.in.skip(whole)
+	if last {
+		return 0, c.finishLocked(s)
+	}
+	return 0, nil
 }
 
 // within checks that a chunk is a part of a read.
