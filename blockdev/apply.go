@@ -73,7 +73,7 @@ func (s *Store) applyBatch() (bool, error) {
 	}
 	b := &s.batch
 	if n := int(last.end-first.at) * BlockSize; n > len(b.buf) {
-		b.buf = wal.AlignedBuffer(max(n, int(min(applyBatchBytes, s.logBlocks*BlockSize))))
+		b.buf = wal.AlignedBuffer(max(n, min(2*len(b.buf), applyBatchBytes)))
 	}
 	buf := b.buf[:int(last.end-first.at)*BlockSize]
 	if err := s.readLog(buf, first.at); err != nil {
