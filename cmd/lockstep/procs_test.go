@@ -41,12 +41,17 @@ func TestGatewayHasAPForEachClient(t *testing.T) {
 	}
 }
 
-// What the user has set stays.
+// A gateway without clients needs one P; but what the user has set stays.
 func TestGatewayKeepsTheUsersNumberOfPs(t *testing.T) {
-	before := runtime.GOMAXPROCS(0)
-	p := newClientProcs(&environment{getenv: func(string) string { return "7" }}, false)
-	p.follow(func(gateway.Event) {})(gateway.Event{Kind: gateway.EventClient, Client: nbd.Event{Kind: nbd.EventAttached}})
-	if now := runtime.GOMAXPROCS(0); now != before {
-		t.Errorf("%d Ps, had %d", now, before)
+	before := runtime.GOMAXPROCS(3)
+	defer runtime.GOMAXPROCS(before)
+	for _, c := range []struct {
+		users string
+		want  int
+	}{{"3", 3}, {"", 1}} {
+		newClientProcs(&environment{getenv: func(string) string { return c.users }}, false)
+		if now := runtime.GOMAXPROCS(0); now != c.want {
+			t.Errorf("GOMAXPROCS=%q: %d Ps, want %d", c.users, now, c.want)
+		}
 	}
 }
