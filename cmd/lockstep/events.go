@@ -197,6 +197,8 @@ func eventPhrase(k viewsvc.EventKind) string {
 		return "its last copy is gone"
 	case viewsvc.EventVolumeRefused:
 		return "NO VIEW IS MADE FOR IT"
+	case viewsvc.EventBelow:
+		return "LACKS WRITES THAT IT ACKNOWLEDGED"
 	case viewsvc.EventUnknownVolume:
 		return "holds a copy of a volume that never was"
 	case viewsvc.EventNodeAlive:

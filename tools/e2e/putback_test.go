@@ -66,6 +66,9 @@ func TestDirectoryThatWasPutBackServesNothingOld(t *testing.T) {
 			}
 			return err
 		}))
+		if r, err := c.Command(t.Context(), "events"); err != nil || !strings.Contains(r.Stdout, victim+": LACKS WRITES THAT IT ACKNOWLEDGED") {
+			t.Errorf("events has nothing of it: %v, %s", err, r.Stdout)
+		}
 		must(t, c.StartAll())
 		must(t, c.AwaitSafe(t.Context()))
 		wantText("new text")
