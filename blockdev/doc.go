@@ -150,10 +150,10 @@
 // # A full disk, and one that hangs
 //
 // The log and meta have all their space from Format on; the other files grow. While they cannot, DiskFull tells so, clients
-// go on for as long as the log has room, and the applier tries again with each turn: space that comes back in time costs
-// nothing and needs no restart. When the log is as good as full too, the replica is poisoned, and the members that have
-// room go on without it. (On a file system that never overwrites in place the log may be refused space as well; that
-// poisons at once.)
+// go on for as long as the log has room, and the applier tries again with each turn, behind the last record that it has brought
+// into the image: space that comes back in time costs nothing and needs no restart. When the log is as good as full too, the
+// replica says so (Full), and the members that have room go on without it until it has some again. (On a file system that never
+// overwrites in place the log may be refused space as well; that poisons.)
 //
 // An operation that does not come back holds up who needs it and nobody else; OldestIO tells of those that clients wait
 // for. Close waits a minute for a disk that gets nothing done, and then leaves the files open (close.go).
