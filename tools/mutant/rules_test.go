@@ -33,6 +33,8 @@ var rules = []held{
 		{"replication/claim.go", "bool { return r.ordersView >=", "bool { return " + On("claimearly") + " || r.ordersView >="}}},
 	{"oldgeneration", "TestOldGenerationDoesNotAttachToTheNextPrimary", []Edit{ // R3: an older generation of a session attaches
 		{"replication/session.go", "		if s.mem.generation >= id.Generation {\n", "		if s.mem.generation >= id.Generation && " + Off("oldgeneration") + " {\n"}}},
+	{"nosessions", "TestRepeatedWriteIsNotCarriedOutAgain", []Edit{ // R1: a copy of the image leaves out which requests were carried out
+		{"replication/ship.go", "	q.pushEncoded(msg{Type: msgSessions,", "	if " + On("nosessions") + " {\n		sessions = s.r.store.Sessions()[:0]\n	}\n	q.pushEncoded(msg{Type: msgSessions,"}}},
 	{"noghosts", "TestAbandonedWriteKeepsItsRangeUntilItIsFenced", []Edit{ // G5: what a client that is gone has sent holds up nobody
 		{"replication/gateway/flight.go", "	if !e.sentBefore || e.span.lo == e.span.hi {", "	if !e.sentBefore || e.span.lo == e.span.hi || " + On("noghosts") + " {"}}},
 	{"noeviction", "TestTakeOverEndsTheFormerClientForGood", []Edit{ // a session goes on that a claim has ended
