@@ -412,6 +412,16 @@ func (c *cluster) finalReads() {
 	}
 	s.submit(reads)
 	for w.bad == "" && len(s.asked) > 0 && w.now < deadline {
+		if c.claims && c.claim.Owner != "" { // likewise: it has ended the session, or keeps it out
+			c.detachAll()
+			w.run(w.now+calmTime, nil)
+			if c.clients[0].s == s {
+				s.close()
+				c.clients[0].s = nil
+			}
+			c.finalReads()
+			return
+		}
 		w.run(w.now+20*time.Millisecond, nil)
 	}
 	if len(s.asked) > 0 {
