@@ -65,9 +65,11 @@ func (m *Monitor) below(v *volumeState, r ReplicaID) bool {
 	return ok && v.View.Has(r) && (rep.Tenure < v.Floor.Tenure || rep.LogEnd < v.Floor.LSN)
 }
 
-// noteFloor tells of a member that is below the floor, once.
+// noteFloor tells of a member that is below the floor, once. One that still reports as a learner was made a member after it
+// reported.
 func (m *Monitor) noteFloor(v *volumeState, w *volumeWatch, r ReplicaID) {
-	switch below := m.below(v, r); {
+	role := w.latest[r].Role
+	switch below := m.below(v, r) && role != RoleLearner && role != RoleBlank; {
 	case !below:
 		delete(w.below, r)
 	case !w.below[r]:

@@ -65,6 +65,23 @@ func TestMemberBelowTheFloorIsNotPromoted(t *testing.T) {
 	}
 }
 
+// The newest report of a learner that joins is of before it did. Seen to fail (the simulator's seed 9467).
+func TestMemberThatJoinedAMomentAgoIsNotCalledBelow(t *testing.T) {
+	r := pair(t)
+	r.written(100)
+	rep := &r.nodes["n2"].Replicas[0]
+	rep.Role, rep.LogEnd, rep.Commit = RoleLearner, 0, 0
+	r.ticks(2)
+	if r.saw(EventBelow) {
+		t.Error("it was said to have lost what it acknowledged")
+	}
+	r.nodes["n2"].Replicas[0].Role = RoleBackup
+	r.ticks(2)
+	if !r.saw(EventBelow) {
+		t.Error("one that knows that it is a member was not")
+	}
+}
+
 // It was the service's habit to promote the backup when both came back.
 func TestRestartedPrimaryResumesBesideABackupBelowTheFloor(t *testing.T) {
 	r := pair(t)

@@ -71,6 +71,10 @@ func (m *machine) make(v viewsvc.Volume) error {
 	m.empty = false
 	err := blockdev.Format(m.fs, volumeDir, blockdev.FormatOptions{LogBytes: m.c.logBytes, SegmentBytes: m.c.segmentBytes,
 		Identity: blockdev.Identity{Cluster: clusterID, Volume: string(volumeID), Replica: fmt.Sprintf("%s-%d", m.name, m.copies), Size: v.Size}})
+	if errors.Is(err, blockdev.ErrExists) { // it was made, and could not be opened
+		m.copies--
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
