@@ -197,7 +197,8 @@ type Client interface {
 // Session is one client's attachment to a Device.
 type Session interface {
 	// Submit hands over a burst of requests in the client's order. A bad request is completed with an error, and does
-	// not end the session. Requests may be completed before it returns. Only one goroutine submits to a session. The slice is the caller's again on return.
+	// not end the session. Requests may be completed before it returns. Only one goroutine submits to a session. The
+	// slice is the caller's again on return.
 	Submit(burst []*Request)
 	// Close fences the session. When it returns, no request of the session will be ordered any more, and the
 	// device has let go of all of them: nothing is completed afterwards.

@@ -167,14 +167,14 @@
 //
 //	I1  View numbers only grow, on disk, before the first act in the view.            Core.adopt; Replica.settle (EffectSaveView)
 //	I2  primary(n+1) ∈ members(n); members(n+1) ⊆ members(n) ∪ {proposed by primary(n)}.   viewsvc
-//	I3  One writer per epoch.                                                         Core.adopt: who did not begin a tenure, or may have forgotten that he did, is recovering in it
+//	I3  One writer per epoch.                                                         Core.adopt: who did not begin a tenure, or may have forgotten it, recovers
 //	I4  Equal (epoch, LSN) ⇒ equal content and prefix.                                wal: every frame names the sum of the one before
 //	I5  commit ≤ durable at every member (mode always).                               Core.advance: the minimum over R; the walks, the simulator
 //	I6  applied ≤ commit.                                                             blockdev.Store (W1); Core.CutTo
 //	I7  An open primary's log has every acknowledged write.                           follows from I2, I8
 //	I8  R ⊇ members of any view that the service may hold for this tenure.            Core.require
 //	I9  At most one replica can commit or answer reads.                               Core.open, Core.ReadTicket; the random walks
-//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.addCaughtUp, Core.proposeJoining; Replica.beginTenure
+//	I10 Learners, poisoned and blank replicas are never in a view.                    viewsvc; Core.addCaughtUp, proposeJoining; Replica.beginTenure
 //	I11 Nothing is ordered from a session of another tenure or attach generation.     Replica.order
 //	I12 Members are byte-equal once everything is applied.                            verify; end-to-end tests
 //	I13 No region undoes what a learner has applied.                                  blockdev.Store.WriteRegion

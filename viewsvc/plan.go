@@ -200,8 +200,8 @@ const hangs = "the disk of the primary hangs"
 // isFull is the trouble of a primary that has no room for more writes.
 const isFull = "the disk of the primary is full"
 
-// livingBackups are the members besides the primary that can serve, lacking nothing that is known of, the best first: those that cannot have lost
-// acknowledged writes, then those whose disks work and have room, then the longest log.
+// livingBackups are the members besides the primary that can serve and are not below the floor, the best first: those that
+// cannot have lost acknowledged writes, then those whose disks work and have room, then the longest log.
 func (m *Monitor) livingBackups(v *volumeState) []ReplicaID {
 	var living []ReplicaReport
 	for _, r := range v.View.Backups {

@@ -11,7 +11,8 @@
 // first answer. For comparison: "nothing" is the longest one among as many writes when nothing happens. While a node that
 // was lost comes back, all of them rest, but for -recruits, -returns and -grows: a backup is copied anew, or gets what it
 // missed, or the volume is made larger under the load, and the longest pause meanwhile is held against that of as long a time
-// in which nothing happens. The command fails if any client gets an error, or the checker finds a write that was lost, torn, stale or carried out twice.
+// in which nothing happens. The command fails if any client gets an error, or the checker finds a write that was lost,
+// torn, stale or carried out twice.
 //
 // The parts of a pause come from the processes' logs, which carry microseconds:
 //
