@@ -237,7 +237,6 @@ func (s *stream) goDirect(q *sendq, next wal.LSN) (bool, error) {
 	}
 	switch {
 	case r.begun != s.tenure: // the VIEW record comes first, behind whatever the log holds by then
-	case !r.core.Whole(s.peer): // it makes its copy whole, and takes nothing meanwhile: what is made is in the log
 	case next == r.end+1:
 		s.direct = true
 	case r.inflight != nil && r.inflight.frame.First() == next:
