@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"path"
 	"sync"
 	"testing"
 	"time"
@@ -162,4 +163,41 @@ func TestWritesAreHeldBackForALearnerThatDoesNotArrive(t *testing.T) {
 	released()
 	g.open(2)
 	g.await("writes that are let go", func(viewsvc.View) bool { return holding() == 0 })
+}
+
+// A learner that makes its copy whole applies and syncs, for as long as its disk takes, and reads nothing from its socket. What
+// is written meanwhile stays in the log: were it queued for the socket, clients would be held back for it.
+func TestNothingIsQueuedForALearnerThatMakesItsCopyWhole(t *testing.T) {
+	outageGroup(t, func(g *group, n *memNet) {
+		disk, release := g.halfCopied()
+		hung, free := make(chan struct{}), make(chan struct{})
+		goOn := sync.OnceFunc(func() { close(free) })
+		defer goOn()
+		st := g.replica("b").store
+		var once sync.Once
+		g.all["b"].fs.Inject(func(op memfs.Op) (e memfs.Effect) {
+			if op.Kind == "sync" && path.Base(op.Name) == "data.img" && st.Copying() {
+				once.Do(func() { close(hung) })
+				e.Hang = free
+			}
+			return e
+		})
+		release()
+		<-hung
+		r := g.replica("a")
+		c := g.attachTo(r)
+		for i := range 10 {
+			outage{blocks: 16, stride: 1, times: 1, length: 1}.writes(g, c, disk)
+			time.Sleep(10 * inflightPollTime)
+			r.mu.Lock()
+			direct := r.streamTo("b").direct
+			r.mu.Unlock()
+			if direct {
+				g.t.Fatalf("after %d looks the learner is sent frames as they are made", i)
+			}
+		}
+		goOn()
+		g.open(2)
+		g.sameOnAll(disk)
+	})
 }

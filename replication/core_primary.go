@@ -160,6 +160,12 @@ func (c *Core) Copied(r viewsvc.ReplicaID, stream uint64) {
 	}
 }
 
+// Whole tells whether a peer needs no regions, or has all of them on stable storage.
+func (c *Core) Whole(r viewsvc.ReplicaID) bool {
+	p := c.find(r)
+	return p != nil && p.copied
+}
+
 // Ack is a peer's answer.
 type Ack struct {
 	From             viewsvc.ReplicaID

@@ -165,6 +165,9 @@ func (s *stream) ship(q *sendq, p plan) error {
 		if direct || err != nil {
 			return err
 		}
+		if err := q.waitBelow(1); err != nil { // it is the connection's end, too
+			return err
+		}
 		if err := s.pause(inflightPollTime); err != nil {
 			return err
 		}
@@ -237,6 +240,7 @@ func (s *stream) goDirect(q *sendq, next wal.LSN) (bool, error) {
 	}
 	switch {
 	case r.begun != s.tenure: // the VIEW record comes first, behind whatever the log holds by then
+	case !r.core.Whole(s.peer): // it makes its copy whole, and takes nothing meanwhile: what is made is in the log
 	case next == r.end+1:
 		s.direct = true
 	case r.inflight != nil && r.inflight.frame.First() == next:
