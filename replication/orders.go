@@ -98,10 +98,9 @@ func (r *Replica) Orders(o viewsvc.VolumeOrders) {
 
 // Report is what the replica says of itself in a ping.
 func (r *Replica) Report() viewsvc.ReplicaReport {
-	m := r.store.Marks()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v := r.core.View()
+	v, m := r.core.View(), r.store.Marks() // of one moment: a member's log is not the one that it had as a learner
 	rep := viewsvc.ReplicaReport{
 		Volume: r.hard.Volume.ID, Replica: r.id, View: v.Num, Tenure: v.Tenure,
 		LogEnd: uint64(m.End), Commit: uint64(m.Committed), Applied: uint64(m.Applied),
