@@ -114,7 +114,12 @@ func (n *nemesis) do(f fault, m *machine) {
 	case faultPause:
 		if p := m.p; p != nil && !p.paused {
 			w.tr("%s is stopped", p.name)
-			n.during(p.pause, func() { w.tr("%s goes on", p.name); p.resume() })
+			since := w.now
+			n.during(p.pause, func() {
+				w.tr("%s goes on", p.name)
+				m.filled += w.now - since // meanwhile it made nothing of space that it got
+				p.resume()
+			})
 		}
 	case faultIsolate:
 		n.isolate(m)

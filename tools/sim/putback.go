@@ -67,7 +67,7 @@ func (n *nemesis) awaitUse(m *machine, old *backup) {
 
 func (n *nemesis) putBack(m *machine, old *backup) {
 	c, w := n.c, n.c.w
-	if m.powered || w.now-m.stopped < time.Second || c.aged != nil || !old.older(c.views.floor()) || !c.mayLose(m) {
+	if m.powered || m.empty || w.now-m.stopped < time.Second || c.aged != nil || !old.older(c.views.floor()) || !c.mayLose(m) {
 		return
 	}
 	w.tr("%s gets a disk of before: of tenure %d, up to record %d at most", m.name, old.had.Tenure, old.had.LogEnd)
