@@ -263,7 +263,7 @@ func (c *Core) adopt(v viewsvc.View) {
 	c.trials = map[viewsvc.ReplicaID]*trial{}
 	switch {
 	case v.Primary == c.cfg.Self:
-		if v.Tenure != v.Num || old.Tenure < c.floor.Tenure || uint64(c.written) < c.floor.LSN {
+		if v.Tenure != v.Num || c.floor.LackedBy(old.Tenure, uint64(c.written)) {
 			// I3: this process did not begin the tenure, an earlier one of this replica did, or may have and was
 			// forgotten. It waits to be given a tenure of its own, or to be replaced.
 			c.setState(StateRecovering)

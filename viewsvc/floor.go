@@ -30,6 +30,9 @@ func (f Floor) above(g Floor) bool {
 	return f.Tenure > g.Tenure || f.Tenure == g.Tenure && f.LSN > g.LSN
 }
 
+// LackedBy tells whether a member in that tenure, whose log ends with that record, has lost what it acknowledged.
+func (f Floor) LackedBy(tenure ViewNum, end uint64) bool { return tenure < f.Tenure || end < f.LSN }
+
 // applyFloors raises floors (V12). One of another tenure than the present is left out: an operator may have forced meanwhile.
 func (s *State) applyFloors(c Command) (Result, error) {
 	for id, f := range c.Floors {
@@ -62,7 +65,7 @@ func (m *Monitor) raiseFloors(all bool) {
 // below tells whether a member that reports has lost what it acknowledged.
 func (m *Monitor) below(v *volumeState, r ReplicaID) bool {
 	rep, ok := m.report(v, r)
-	return ok && v.View.Has(r) && (rep.Tenure < v.Floor.Tenure || rep.LogEnd < v.Floor.LSN)
+	return ok && v.View.Has(r) && v.Floor.LackedBy(rep.Tenure, rep.LogEnd)
 }
 
 // noteFloor tells of a member that is below the floor, once. One that still reports as a learner was made a member after it

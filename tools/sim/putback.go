@@ -42,7 +42,7 @@ type backup struct {
 
 // older tells whether it lacks what its machine is known to have acknowledged.
 func (b *backup) older(floor viewsvc.Floor) bool {
-	return floor.Tenure > b.had.Tenure || floor.LSN > b.had.LogEnd
+	return floor.LackedBy(b.had.Tenure, b.had.LogEnd)
 }
 
 // awaitUse waits until a backup is of no use any more, and uses it.
