@@ -14,33 +14,13 @@ var handshakeCases = []conformanceCase{
 		r.wantEnd()
 	}},
 	{must, "EXPORT_NAME has 124 zeroes behind it", func(t testing.TB, p *peer) {
-		r := p.dial(t)
-		r.hello(1)
-		r.option(optExportName, []byte("disk"))
-		r.want(uint64(diskSize))
-		r.read(2)
-		r.want(make([]byte, 124))
-		r.request(0, cmdFlush, 1, 0, 0)
-		r.wantSimple(0, 1)
+		p.dial(t).byExportName(1, 124)
 	}},
 	{must, "EXPORT_NAME has none after NO_ZEROES", func(t testing.TB, p *peer) {
-		r := p.dial(t)
-		r.hello(3)
-		r.option(optExportName, []byte("disk"))
-		r.want(uint64(diskSize))
-		r.read(2)
-		r.request(0, cmdFlush, 1, 0, 0)
-		r.wantSimple(0, 1)
+		p.dial(t).byExportName(3, 0)
 	}},
 	{quality, "a client without fixed newstyle gets in by EXPORT_NAME", func(t testing.TB, p *peer) {
-		r := p.dial(t)
-		r.hello(0)
-		r.option(optExportName, []byte("disk"))
-		r.want(uint64(diskSize))
-		r.read(2)
-		r.want(make([]byte, 124))
-		r.request(0, cmdFlush, 1, 0, 0)
-		r.wantSimple(0, 1)
+		p.dial(t).byExportName(0, 124)
 	}},
 	{must, "EXPORT_NAME of an unknown export closes", func(t testing.TB, p *peer) {
 		r := p.dial(t)

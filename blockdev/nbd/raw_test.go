@@ -130,6 +130,18 @@ func (r *raw) hello(flags uint32) {
 	r.send(flags)
 }
 
+// byExportName gets in by EXPORT_NAME, whose answer has so many zeroes at its end, and makes one request.
+func (r *raw) byExportName(flags uint32, zeroes int) {
+	r.t.Helper()
+	r.hello(flags)
+	r.option(optExportName, []byte("disk"))
+	r.want(uint64(diskSize))
+	r.read(2)
+	r.want(make([]byte, zeroes))
+	r.request(0, cmdFlush, 1, 0, 0)
+	r.wantSimple(0, 1)
+}
+
 func (r *raw) option(option uint32, data []byte) {
 	r.t.Helper()
 	r.send(uint64(magicOption), option, uint32(len(data)), data)
