@@ -43,8 +43,9 @@
 //     each request enters the flight: it becomes ready, or waits for an overlapping write (G3).
 //  2. The ready ones go to the upstream connection in one Conn.Submit. The front's own request objects are sent:
 //     no copy, no allocation.
-//  3. The upstream connection's reader hands answers back in bursts. Under one hold of the lock they leave the
-//     flight, which may make others ready; then they are completed to the front connection.
+//  3. The upstream connection's reader hands answers back in bursts, or whoever submits does, with those that have come
+//     (Conn.Poll). Under one hold of the lock they leave the flight, which may make others ready; then they are completed
+//     to the front connection.
 //
 // A session has one goroutine beside these two readers, which connects and replays; while a primary answers it sleeps.
 // A request that had to wait is sent by whoever made it ready: the reader of any session of the volume.
